@@ -100,6 +100,9 @@ class Views:
 
     def select(self, views: Tensor | list[int] | range) -> Views:
         """The views at these positions (of the V axis), in this order."""
+        if isinstance(views, range) and views.step == 1:  # without a copy, and without waiting for the device
+            at = slice(views.start, views.stop)
+            return Views(self.images[..., at, :, :, :], self.camera_to_world[..., at, :, :], self.intrinsics[..., at, :])
         index = torch.as_tensor(list(views) if isinstance(views, range) else views, device=self.images.device)
         return Views(
             self.images.index_select(-4, index),
