@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tttlrm.blocks import FastWeightLayer, Pass
+from tttlrm.blocks import FastWeightLayer
 from tttlrm.cameras import Views
 from tttlrm.config import Compute, ElasticUpdate, ModelConfig, Schedule
+from tttlrm.fast_weights import FastWeights
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
 
@@ -97,8 +99,8 @@ def relative_error(measured: Tensor, expected: Tensor) -> float:
 def _record_fast_weights(layer: FastWeightLayer, block: int, found: dict[str, Tensor]) -> None:
     adapt = layer.adapt
 
-    def recording(batch, normed, run: Pass):  # type: ignore[no-untyped-def]
-        state = adapt(batch, normed, run)
+    def recording(*arguments: Any) -> FastWeights:
+        state = adapt(*arguments)
         for i, weight in enumerate(state.weights):
             found[f"fast_w{i}_block{block}"] = weight
         return state

@@ -44,8 +44,10 @@ class Pass:
         """Token ranges of at most ``tile_tokens``."""
         return _tiles(start, stop, self.compute.tile_tokens)
 
-    def chunks(self) -> list[slice]:
+    def chunks(self, num_tokens: int) -> list[slice]:
         """This rank's token range of each fast-weight update; may be empty."""
+        if self.schedule.kind == "full":
+            return [slice(0, num_tokens)]
         local = [self.shard.local(chunk) for chunk in self.schedule.chunks(self.shard.num_views)]
         return [slice(views.start * self.tokens_per_view, views.stop * self.tokens_per_view) for views in local]
 
@@ -136,7 +138,7 @@ class FastWeightLayer(nn.Module):
         self.c_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, normed: Normed, run: Pass) -> Iterator[Tile]:
-        weights = self.adapt(x.shape[0], normed, run).cast(run.compute.dtype or self.w0.dtype)
+        weights = self.adapt(x.shape[0], x.shape[1], normed, run).cast(run.compute.dtype or self.w0.dtype)
         for tile in run.token_tiles(0, x.shape[1]):
             yield tile, self.apply_weights(normed(tile), weights, run)
 
@@ -144,10 +146,10 @@ class FastWeightLayer(nn.Module):
         w0, w1, w2 = (at_least_float32(w).expand(batch, -1, -1) for w in (self.w0, self.w1, self.w2))
         return FastWeights.initial(w0, w1, w2)
 
-    def adapt(self, batch: int, normed: Normed, run: Pass) -> FastWeights:
+    def adapt(self, batch: int, num_tokens: int, normed: Normed, run: Pass) -> FastWeights:
         """The fast weights after one update for each chunk of the schedule, the same on every rank."""
         state = self.initial_weights(batch)
-        for chunk in run.chunks():
+        for chunk in run.chunks(num_tokens):
             state = self.update(state, chunk, normed, run)
         return state
 
@@ -227,4 +229,6 @@ def unit_length(x: Tensor) -> Tensor:
 
 
 def _tiles(start: int, stop: int, step: int) -> Iterator[slice]:
+    if start < stop <= start + step:
+        return iter((slice(start, stop),))  # without a loop, compiled code is the same for any number of tokens
     return (slice(at, min(at + step, stop)) for at in range(start, stop, step))

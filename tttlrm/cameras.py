@@ -41,7 +41,7 @@ class Cameras:
 
     def select(self, views: Tensor | list[int] | range) -> Cameras:
         """The cameras at these positions (of the V axis), in this order."""
-        index = torch.as_tensor(list(views) if isinstance(views, range) else views, device=self.intrinsics.device)
+        index = _index(views, self.intrinsics)
         return Cameras(
             self.camera_to_world.index_select(-3, index),
             self.intrinsics.index_select(-2, index),
@@ -103,7 +103,7 @@ class Views:
         if isinstance(views, range) and views.step == 1:  # without a copy, and without waiting for the device
             at = slice(views.start, views.stop)
             return Views(self.images[..., at, :, :, :], self.camera_to_world[..., at, :, :], self.intrinsics[..., at, :])
-        index = torch.as_tensor(list(views) if isinstance(views, range) else views, device=self.images.device)
+        index = _index(views, self.images)
         return Views(
             self.images.index_select(-4, index),
             self.camera_to_world.index_select(-3, index),
@@ -197,3 +197,8 @@ def _unit(vector: Tensor) -> Tensor:
     if not norm > 1e-8:
         raise UserError("cannot take the mean of the cameras: their axes cancel out; use the first camera as reference")
     return vector / norm
+
+
+def _index(views: Tensor | list[int] | range, like: Tensor) -> Tensor:
+    views = views if isinstance(views, Tensor) else torch.tensor(list(views), dtype=torch.int64)
+    return views.to(like.device)

@@ -20,6 +20,9 @@ from tttlrm.fast_weights import at_least_float32
 from tttlrm.gaussians import Gaussians
 from tttlrm.parallel import ViewShard, gather_views
 
+DECODER_GROWTH = 8
+"""A decoded token takes the room of about so many others."""
+
 
 class TTTLRM(nn.Module):
     """Large reconstruction model with test-time training (arXiv:2602.20160).
@@ -103,21 +106,23 @@ class TTTLRM(nn.Module):
         """Tokens [B, V n, d] of the input views to the Gaussians of the query views, gathered from all ranks."""
         owned = [shard.locate(view)[1] for view in queries if shard.locate(view)[0] == shard.rank]
         per_view = tokens.unflatten(1, (views.num_views, -1))
-        parts = [self._decode_view(per_view[:, at], views.select([at]), compute) for at in owned]
+        parts = []
+        for at in _consecutive(owned, max(1, compute.tile_tokens // DECODER_GROWTH // per_view.shape[2])):
+            parts.append(self._decode_views(per_view[:, at.start : at.stop], views.select(at), compute))
         pixels = views.height * views.width
         empty = tokens.new_zeros(tokens.shape[0], 0, pixels, self.config.gaussian_channels)
-        packed = gather_views(torch.stack(parts, dim=1) if parts else empty, shard, list(queries)).flatten(1, 2)
+        packed = gather_views(torch.cat(parts, dim=1) if parts else empty, shard, list(queries)).flatten(1, 2)
         return _unpack(packed)
 
-    def _decode_view(self, tokens: Tensor, view: Views, compute: Compute) -> Tensor:
-        """Tokens [B, n, d] of one view to its Gaussians as one tensor [B, H W, C], for the gather."""
+    def _decode_views(self, tokens: Tensor, views: Views, compute: Compute) -> Tensor:
+        """Tokens [B, q, n, d] of some views to their Gaussians as one tensor [B, q, H W, C], for the gather."""
         config = self.config
         normed = layer_norm(tokens, self.get_parameter("decoder.0.weight"))
         raw = linear(normed, self.get_parameter("decoder.1.weight"), compute).to(tokens.dtype)
-        raw = raw.unflatten(-1, (config.patch**2, config.gaussian_channels)).flatten(1, 2)
+        raw = raw.unflatten(-1, (config.patch**2, config.gaussian_channels)).flatten(2, 3)
         origins, directions = (
-            _patchify(r, config.patch).flatten(1, 2).unflatten(-1, (-1, 3)).flatten(1, 2)
-            for r in pixel_rays(view.cameras.to(tokens.dtype))
+            _patchify(r, config.patch).unflatten(-1, (-1, 3)).flatten(2, 3)
+            for r in pixel_rays(views.cameras.to(tokens.dtype))
         )
         position, sh, scale, rotation, opacity = raw.split([3, config.gaussian_channels - 11, 3, 4, 1], dim=-1)
         depth = config.near + (config.far - config.near) * position.mean(-1, keepdim=True).sigmoid()
@@ -143,6 +148,17 @@ class TTTLRM(nn.Module):
             raise UserError(
                 f"queries must be different positions among the {shard.num_views} input views, not {queries}"
             )
+
+
+def _consecutive(views: Sequence[int], longest: int) -> list[range]:
+    """The views, in their order, as runs of at most ``longest`` consecutive ones."""
+    runs: list[range] = []
+    for view in views:
+        if runs and runs[-1].stop == view and len(runs[-1]) < longest:
+            runs[-1] = range(runs[-1].start, view + 1)
+        else:
+            runs.append(range(view, view + 1))
+    return runs
 
 
 def _unpack(packed: Tensor) -> Gaussians:
