@@ -102,7 +102,9 @@ class Views:
         """The views at these positions (of the V axis), in this order."""
         if isinstance(views, range) and views.step == 1:  # without a copy, and without waiting for the device
             at = slice(views.start, views.stop)
-            return Views(self.images[..., at, :, :, :], self.camera_to_world[..., at, :, :], self.intrinsics[..., at, :])
+            return Views(
+                self.images[..., at, :, :, :], self.camera_to_world[..., at, :, :], self.intrinsics[..., at, :]
+            )
         index = _index(views, self.images)
         return Views(
             self.images.index_select(-4, index),
