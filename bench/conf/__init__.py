@@ -1,0 +1,1 @@
+"""Hydra configuration of the suite; ``config.yaml`` is the root."""

@@ -1,0 +1,81 @@
+"""Quality run of a cell: reconstruct each scene, render its test views, compare them with the truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.cells import Cell
+from bench.datasets import SceneViews, load_scene
+from bench.methods import Method
+from bench.records import QualityResult, SceneQuality, ViewQuality
+from bench.timing import StageTimer
+from tttlrm.errors import DownloadError
+from tttlrm.gaussians import Gaussians
+from tttlrm.metrics import psnr, ssim
+
+Lpips = Callable[[Tensor, Tensor], Tensor]
+OnScene = Callable[[int, int], None]
+"""Called after each scene with (scenes done, scenes in all)."""
+
+
+def run_quality(cell: Cell, method: Method, root: Path | None, on_scene: OnScene) -> QualityResult:
+    """All scenes of the cell, one after the other."""
+    lpips, absent = choose_lpips(cell)
+    scenes = []
+    for done, name in enumerate(cell.dataset.scenes, start=1):
+        scenes.append(_run_scene(cell, method, name, root, lpips))
+        on_scene(done, len(cell.dataset.scenes))
+    return QualityResult(scenes=tuple(scenes), lpips_absent=absent)
+
+
+def choose_lpips(cell: Cell) -> tuple[Lpips | None, str | None]:
+    """LPIPS with the true weights, or why there is none."""
+    if not cell.lpips:
+        return None, "not asked for (profile.lpips)"
+    from tttlrm.lpips import load_lpips
+
+    try:
+        return load_lpips(cell.device), None
+    except DownloadError as error:
+        return None, str(error)
+
+
+def prune(gaussians: Gaussians, cell: Cell) -> Gaussians:
+    """As the cell says; the random part is a function of its seed and of each Gaussian."""
+    return gaussians if cell.pruning is None else gaussians.prune(*cell.pruning, seed=cell.seed)
+
+
+def compare_views(rendered: Tensor, targets: Tensor, lpips: Lpips | None) -> tuple[ViewQuality, ...]:
+    """Each test view's metrics; images [V, 3, H, W] in [0, 1]."""
+    distances = [None] * len(targets) if lpips is None else lpips(rendered, targets).tolist()
+    values = zip(psnr(rendered, targets).tolist(), ssim(rendered, targets).tolist(), distances, strict=True)
+    return tuple(ViewQuality(view=at, psnr=p, ssim=s, lpips=d) for at, (p, s, d) in enumerate(values))
+
+
+def _run_scene(cell: Cell, method: Method, name: str, root: Path | None, lpips: Lpips | None) -> SceneQuality:
+    from tttlrm.rendering import render
+
+    started = time.perf_counter()
+    scene = _on_device(load_scene(cell, name, root), cell.device)
+    with torch.inference_mode():
+        gaussians = method.reconstruct(scene.inputs, StageTimer(cell.device))
+        kept = prune(gaussians, cell)
+        rendered = render(kept, scene.targets.cameras).images.clamp(0, 1)
+        views = compare_views(rendered, scene.targets.images, lpips)
+    return SceneQuality(
+        scene=name,
+        views=views,
+        gaussians=len(gaussians),
+        rendered_gaussians=len(kept),
+        usage=gaussians.usage(),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _on_device(scene: SceneViews, device: str) -> SceneViews:
+    return SceneViews(scene.name, scene.inputs.to(device), scene.targets.to(device))

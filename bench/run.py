@@ -1,0 +1,184 @@
+"""One table from start to end: plan, run what is missing, render, sum up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.cells import Cell
+from bench.datasets import missing_data
+from bench.environment import machine_label
+from bench.jobs import Job, group_cells, locks_dir
+from bench.launch import WORKER, LocalLauncher
+from bench.locks import is_held
+from bench.measured import Found
+from bench.methods import missing_device, missing_weights
+from bench.outcomes import record_without_result
+from bench.planning import Locations, Planned, plan_table
+from bench.progress import choose_progress
+from bench.records import Record
+from bench.sanitize import local_sanitizer
+from bench.settings import Settings
+from bench.store import Damaged, Store
+from bench.tables import Table, load_table, make_table, write_table
+
+_WAIT_S = 1.0
+_PLANNER = "planner"
+"""In place of the job's name, in records of cells that nothing was started for."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an invocation finds, and what is left to do.
+
+    Attributes:
+        found: records there are.
+        unavailable: cell id -> why it cannot be run here.
+        pending: cells to run.
+    """
+
+    planned: Planned
+    store: Store
+    found: Found
+    unavailable: dict[str, str]
+    pending: tuple[Cell, ...]
+
+    def jobs(self, settings: Settings) -> list[Job]:
+        attempts = {i: record.attempt for i, record in self.found.items() if isinstance(record, Record)}
+        cluster = settings.cluster
+        return group_cells(
+            self.pending,
+            self.planned.locations,
+            attempts,
+            self.store,
+            cluster.cells_per_job,
+            settings.order_seed,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    table: Table
+    files: tuple[Path, ...]
+    exit_code: int
+    kept: int
+    """Cells whose records were there before, perhaps from another day or commit, and were not run again."""
+
+
+def find_work(settings: Settings) -> Work:
+    """Plan the table and compare it with what is recorded."""
+    planned = plan_table(settings)
+    store = Store.at(settings.results_dir, planned.plan.machine, planned.plan.table)
+    found = store.read_all(planned.plan.cell_ids())
+    unavailable = {}
+    pending = []
+    for cell_id, cell in planned.plan.cells.items():
+        reason = why_unavailable(cell, planned.locations[cell_id])
+        if reason is not None:
+            unavailable[cell_id] = reason
+        elif _must_run(found.get(cell_id), settings.retry):
+            pending.append(cell)
+    return Work(planned, store, found, unavailable, tuple(pending))
+
+
+def why_unavailable(cell: Cell, where: Locations) -> str | None:
+    """What this machine lacks for the cell, as far as that shows without running it."""
+    if cell.sp_size > 1:
+        return f"cluster=local runs one rank a cell, and this one wants {cell.sp_size}"
+    return (
+        missing_weights(cell, where.weights) or missing_data(cell.dataset, where.dataset_root) or missing_device(cell)
+    )
+
+
+def run_table(settings: Settings, command: Sequence[str] = WORKER) -> Outcome:
+    """Run every cell that has no record yet, and render the table from all records."""
+    work = find_work(settings)
+    store, plan = work.store, work.planned.plan
+    _record_unavailable(work)
+    store.write_plan(plan)
+    jobs = work.jobs(settings)
+    with choose_progress(len(work.pending), settings.quiet) as progress:
+        LocalLauncher(settings.cluster.cell_limit_s, progress, command).run(jobs)
+    _wait_for_others(store, work.pending)
+    table = make_table(plan, store.read_all(plan.cell_ids()))
+    kept = len(plan.cells) - len(work.pending) - len(work.unavailable)
+    return Outcome(table, tuple(write_table(store, table)), exit_code(table), kept)
+
+
+def report(settings: Settings) -> Outcome:
+    """Render the table again from its plan and records; nothing runs."""
+    machine = settings.machine or machine_label(settings.resolved_device)
+    store = Store.at(settings.results_dir, machine, settings.table.name)
+    plan_file = store.plan_path(settings.profile.name)
+    table = load_table(plan_file)
+    return Outcome(table, tuple(write_table(store, table)), exit_code(table), len(table.records))
+
+
+def exit_code(table: Table) -> int:
+    """0: every cell has a result, or a reason why it cannot have one; 1: some failed or have no record."""
+    recorded = {record.cell_id: record for record in table.records}
+    return int(any(not _is_settled(recorded.get(cell_id)) for cell_id in table.plan.cells))
+
+
+def summary(outcome: Outcome) -> str:
+    """A few lines for the end of a run."""
+    table = outcome.table
+    statuses = Counter(record.status.replace("_", " ") for record in table.records)
+    missing = len(table.plan.cells) - len(table.records) - len(table.damaged)
+    counts = [*statuses.items(), ("damaged", len(table.damaged)), ("without a record", missing)]
+    verdicts = Counter(verdict.kind for verdict in table.verdicts)
+    lines = [
+        f"{table.plan.table}, profile {table.plan.profile}: {len(table.plan.cells)} cells: {_counted(counts)}",
+        f"{len(table.verdicts)} printed numbers: {_counted(verdicts.items())}",
+    ]
+    if outcome.kept:
+        lines.append(f"{outcome.kept} cells had been recorded before and were not run again (retry=all would)")
+    for record in table.records:
+        if not _is_settled(record):
+            lines.append(f"  {record.cell.label()}: {record.status.replace('_', ' ')} ({record.reason})")
+    lines += [f"  {damaged.problem}" for damaged in table.damaged]
+    return "\n".join([*lines, *(f"wrote {path}" for path in outcome.files)])
+
+
+def _must_run(found: Record | Damaged | None, retry: str) -> bool:
+    if found is None or retry == "all":
+        return True
+    if isinstance(found, Damaged):
+        return retry == "failed"
+    if found.status == "unavailable":
+        # What the planner missed may be there by now; what only a run can find out is looked for when asked to.
+        return found.job == _PLANNER or retry == "failed"
+    return found.status != "ok" and retry == "failed"
+
+
+def _record_unavailable(work: Work) -> None:
+    sanitizer = local_sanitizer()  # as the record's own reason was
+    for cell_id, found_reason in work.unavailable.items():
+        before, reason = work.found.get(cell_id), sanitizer.text(found_reason)
+        if isinstance(before, Record) and (before.status == "ok" or before.reason == reason):
+            continue  # a result stays a result when its inputs are gone
+        attempt = before.attempt + 1 if isinstance(before, Record) else 1
+        cell = work.planned.plan.cells[cell_id]
+        table = work.planned.plan.table
+        work.store.write(record_without_result(cell, "unavailable", reason, table=table, job=_PLANNER, attempt=attempt))
+
+
+def _wait_for_others(store: Store, cells: Sequence[Cell]) -> None:
+    """Until no other client is running one of these cells."""
+    folder = locks_dir(store)
+    while any(is_held(folder, cell.id) for cell in cells):
+        time.sleep(_WAIT_S)
+
+
+def _is_settled(record: Record | None) -> bool:
+    return record is not None and record.status in ("ok", "unavailable")
+
+
+def _counted(counts: Iterable[tuple[str, int]]) -> str:
+    pairs = [(name, count) for name, count in counts if count]
+    return ", ".join(f"{count} {name}" for name, count in pairs)

@@ -1,0 +1,87 @@
+"""The verdict on each printed number: one of five, with the reason; nothing is left blank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.cells import Cell
+from bench.environment import Environment
+from bench.measured import Measured, is_disturbed
+from bench.paper import PaperRow
+from bench.plans import Plan
+from tttlrm.config import ModelConfig
+
+VerdictKind = Literal["reproduced", "not reproduced", "not comparable", "not available", "not run"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    kind: VerdictKind
+    reason: str | None = None
+
+
+def judge(plan: Plan, row: PaperRow, column: str, measured: Measured) -> Verdict:
+    """Compare a printed number with the measured one."""
+    if measured.absent is not None:
+        status, reason = measured.absent
+        return Verdict("not available" if status == "unavailable" else "not run", reason)
+    printed = row.values[column]
+    if printed is None:
+        return Verdict("not comparable", "the paper prints no value")
+    obstacles = differences(plan, row, column, measured)
+    if obstacles:
+        return Verdict("not comparable", "; ".join(obstacles))
+    assert measured.estimate is not None
+    difference = measured.estimate.value - printed
+    if plan.tolerances[column].allows(difference, printed):
+        return Verdict("reproduced")
+    return Verdict("not reproduced", f"off by {difference:+.{plan.columns[column].decimals + 1}f}")
+
+
+def differences(plan: Plan, row: PaperRow, column: str, measured: Measured) -> list[str]:
+    """What keeps a measured value from being compared with the printed one."""
+    record = measured.records[0]
+    cell, conditions = record.cell, plan.conditions
+    found = []
+    if plan.columns[column].kind == "quality":
+        if cell.weights.kind == "random":
+            found.append("random weights, so that quality means nothing")
+        elif cell.weights.sha256 not in conditions.weights_sha256:
+            found.append(f"other weights than the paper's ({conditions.weights})")
+        if cell.dataset.name != conditions.dataset or len(cell.dataset.scenes) != conditions.scenes:
+            found.append(
+                f"other scenes ({_scenes(cell.dataset.name, len(cell.dataset.scenes))} instead of "
+                f"{_scenes(conditions.dataset, conditions.scenes)})"
+            )
+    else:
+        if not on_paper_device(record.environment, cell, conditions.device):
+            found.append(f"another device ({device_name(record.environment, cell)} instead of {conditions.device})")
+        if is_disturbed(measured.records):
+            found.append("other work on the machine disturbed it")
+        if not _same_size(cell.model_config_resolved):
+            found.append("a smaller model")
+    if cell.resolution != tuple(row.labels["resolution"]):
+        found.append("smaller images")
+    return found
+
+
+def on_paper_device(environment: Environment, cell: Cell, device: str) -> bool:
+    return cell.device == "cuda" and bool(environment.gpus) and device.lower() in environment.gpus[0].name.lower()
+
+
+def device_name(environment: Environment, cell: Cell) -> str:
+    if cell.device == "cuda" and environment.gpus:
+        return environment.gpus[0].name
+    return f"{environment.cpu}, {environment.cpu_cores} cores"
+
+
+def _scenes(dataset: str, count: int) -> str:
+    return f"{count} of {dataset}"
+
+
+def _same_size(config: ModelConfig) -> bool:
+    """Whether what a time depends on is as released; the mixer follows from the method."""
+    released = ModelConfig()
+    sizes = ("width", "blocks", "patch", "attention_head", "fast_weight_expansion", "mlp_expansion", "sh_degree")
+    return all(getattr(config, name) == getattr(released, name) for name in sizes)

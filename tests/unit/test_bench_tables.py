@@ -1,0 +1,180 @@
+"""Tables: every printed number is there with a verdict, and the text is a function of the records alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from bench.formats import gain_estimate, mebibytes, number_estimate, seconds, seconds_estimate, significant
+from bench.paper import load_paper
+from bench.plans import Plan
+from bench.run import exit_code
+from bench.statistics import Estimate
+from bench.store import Store
+from bench.tables import find_plans, load_table, main, make_table, stale_files, table_files, write_table
+from tests.bench_cases import MACHINE, record, speed_result, tiny_plan
+from tttlrm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """With a plan, and a record of every cell."""
+    plan = tiny_plan().plan
+    store = Store.at(tmp_path, MACHINE, "table1")
+    store.write_plan(plan)
+    for cell in plan.cells.values():
+        store.write(record(cell))
+    return store
+
+
+def plan_of(store: Store) -> Plan:
+    return load_table(store.plan_path("tiny")).plan
+
+
+def test_every_printed_number_has_a_line_and_a_verdict(store: Store) -> None:
+    files = table_files(load_table(store.plan_path("tiny")))
+    rows = list(csv.DictReader(io.StringIO(files["table1-tiny.csv"])))
+    table = load_paper().table("table1")
+    assert [(row["row"], row["column"]) for row in rows] == [(r.key, c) for r in table.rows for c in ("psnr", "ssim", "lpips", "time_s")]  # fmt: skip  # noqa: E501
+    for row in rows:
+        assert float(row["printed"]) == table.row(row["row"]).values[row["column"]]
+        assert row["verdict"] == "not comparable" and row["reason"]
+        assert float(row["low"]) <= float(row["measured"]) <= float(row["high"])
+        assert float(row["difference"]) == pytest.approx(float(row["measured"]) - float(row["printed"]), abs=1e-6)
+    scenes = list(csv.DictReader(io.StringIO(files["table1-tiny-scenes.csv"])))
+    assert len(scenes) == 8 * 3 * 3
+
+
+def test_markdown_says_what_a_reader_needs(store: Store) -> None:
+    text = table_files(load_table(store.plan_path("tiny")))["table1-tiny.md"]
+    for said in (
+        "# Table 1: GSO, 100 objects",
+        "commit 0123456789 ·",
+        "weights: random (seed 0)",
+        "2026-11-01",
+        "Quality below means nothing yet",
+        "| 256x256 → 32x32 |",
+        "16 (10)",
+        "34.80",
+        "22.17 [",
+        "10.1 ms [",
+        "40 MiB",
+        "undecided (random weights)",
+        "not comparable [1]",
+        "1. random weights, so that quality means nothing",
+    ):
+        assert said in text, said
+    grid = [line for line in text.splitlines() if line.startswith("|")]
+    assert all("|  |" not in line and "| |" not in line for line in grid), "no cell of the table is blank"
+
+
+def test_rendering_does_not_depend_on_order_or_place(store: Store, tmp_path: Path) -> None:
+    files = table_files(load_table(store.plan_path("tiny")))
+    elsewhere = Store.at(tmp_path / "elsewhere", MACHINE, "table1")
+    elsewhere.root.mkdir(parents=True)
+    for path in sorted(store.root.iterdir(), reverse=True):
+        (elsewhere.root / path.name).write_bytes(path.read_bytes())
+    assert table_files(load_table(elsewhere.plan_path("tiny"))) == files
+
+
+def test_missing_failed_and_damaged_records_show(store: Store) -> None:
+    plan = plan_of(store)
+    (missing,), (failed,), (damaged,) = (plan.rows[at].cells["speed"] for at in (0, 1, 2))
+    (unavailable,) = plan.rows[3].cells["quality"]
+    store.record_path(missing).unlink()
+    store.write(record(plan.cells[failed], status="timeout", reason="stopped after 5 s"))
+    store.record_path(damaged).write_text("{")
+    store.write(record(plan.cells[unavailable], status="unavailable", reason="no such data"))
+    table = load_table(store.plan_path("tiny"))
+    text = table_files(table)["table1-tiny.md"]
+    for said in ("no record yet", "timeout: stopped after 5 s", "its record is damaged", "no such data", damaged):
+        assert said in text, said
+    kinds = [line.cells["time_s"].verdict.kind for line in table.lines[:4]]
+    assert kinds == ["not run", "not run", "not run", "not comparable"]
+    assert table.lines[3].cells["psnr"].verdict.kind == "not available"
+    assert exit_code(table) == 1
+
+
+def test_exit_code_is_0_only_when_every_cell_is_settled(store: Store) -> None:
+    plan = plan_of(store)
+    assert exit_code(load_table(store.plan_path("tiny"))) == 0
+    some = next(iter(plan.cells))
+    store.write(record(plan.cells[some], status="unavailable", reason="no data"))
+    assert exit_code(load_table(store.plan_path("tiny"))) == 0
+    store.write(record(plan.cells[some], status="failed", reason="broken"))
+    assert exit_code(load_table(store.plan_path("tiny"))) == 1
+
+
+def test_a_plan_without_records_makes_a_whole_table() -> None:
+    table = make_table(tiny_plan().plan, {})
+    assert {verdict.kind for verdict in table.verdicts} == {"not run"}
+    assert len(table.verdicts) == 32
+    text = table_files(table)["table1-tiny.md"]
+    assert "Nothing has run yet." in text and "Quality below means nothing" not in text
+
+
+def test_ranks_get_lines_of_their_own() -> None:
+    plan = tiny_plan("cells.sp_size=[1,2]", "cells.rows=[1]").plan
+    speeds = [plan.cells[row.cells["speed"][0]] for row in plan.rows[:2]]
+    found = {cell.id: record(cell, speed=speed_result([0.1 / cell.sp_size] * 12)) for cell in speeds}
+    text = table_files(make_table(plan, found))["table1-tiny.md"]
+    assert "| sp |" in text and "100 ms [100, 100]" in text and "50.0 ms [50.0, 50.0]" in text
+
+
+def test_disturbed_times_are_marked(store: Store) -> None:
+    plan = plan_of(store)
+    cell = plan.cells[plan.rows[0].cells["speed"][0]]
+    store.write(record(cell, speed=speed_result([0.01] * 10, waited_share=0.31)))
+    assert "10, interval, disturbed 31%" in table_files(load_table(store.plan_path("tiny")))["table1-tiny.md"]
+
+
+def test_command_renders_and_checks(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(store.results_dir)
+    assert main(["--check", folder]) == 1
+    assert "table1-tiny.md" in capsys.readouterr().err
+    assert main([folder]) == 0
+    assert main(["--check", folder]) == 0
+    markdown = store.root / "table1-tiny.md"
+    markdown.write_text(markdown.read_text().replace("34.80", "30.80"))
+    assert main(["--check", folder]) == 1
+    assert main([str(store.root / "nothing")]) == 2
+    with pytest.raises(UserError, match=r"no plan-<profile>\.json"):
+        find_plans([store.results_dir / "empty"])
+
+
+def test_a_changed_record_makes_the_table_stale(store: Store) -> None:
+    table = load_table(store.plan_path("tiny"))
+    write_table(store, table)
+    assert stale_files(store.plan_path("tiny")) == []
+    cell = table.plan.cells[table.plan.rows[0].cells["speed"][0]]
+    store.write(record(cell, speed=speed_result([0.5] * 10)))
+    assert {path.name for path in stale_files(store.plan_path("tiny"))} == {"table1-tiny.md", "table1-tiny.csv"}
+
+
+def test_committed_tables_are_what_their_records_give() -> None:
+    """Of whatever lies in results/ now; the tests above show that this check can fail."""
+    plans = sorted((ROOT / "results").glob("*/*/*/plan-*.json"))
+    assert [path for plan in plans for path in stale_files(plan)] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.234, "1.23 s"), (123.4, "123 s"), (0.0213, "21.3 ms"), (0.9996, "1000 ms"), (2e-5, "20.0 µs"), (0.0, "0 s")],
+)
+def test_seconds(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_numbers_are_shown_with_their_intervals() -> None:
+    assert seconds_estimate(Estimate(0.0213, 0.021, 0.0219, 9)) == "21.3 ms [21.0, 21.9]"
+    assert seconds_estimate(Estimate(0.0213, None, None, 3)) == "21.3 ms"
+    assert number_estimate(Estimate(25.314, 24.9, 25.72, 4), 2) == "25.31 [24.90, 25.72]"
+    assert gain_estimate(Estimate(0.314, -0.1, 0.7, 4), 2, "dB") == "+0.31 dB [-0.10, +0.70]"
+    assert gain_estimate(Estimate(-0.314, None, None, 1), 2, "dB") == "-0.31 dB (no interval)"
+    assert significant(0.003) == "0.00300" and significant(3120.4) == "3120"
+    assert mebibytes(40.4) == "40 MiB" and mebibytes(20480) == "20.00 GiB" and mebibytes(None) == "–"
