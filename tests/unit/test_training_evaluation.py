@@ -1,0 +1,165 @@
+"""Baselines, figures with intervals, and the commands that evaluate and export a trained model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training_cases import make_batch, make_settings
+from tttlrm.checkpoints import digest, load_model
+from tttlrm.errors import CheckpointError, UserError
+from tttlrm.scenes.procedural import ProceduralSpec, write_scene
+from tttlrm.training import evaluate, export
+from tttlrm.training.baselines import mean_color, nearest_view
+from tttlrm.training.figures import Figure, bootstrap, results, to_markdown
+from tttlrm.training.groups import Processes
+from tttlrm.training.trained import find_trained
+from tttlrm.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    phase = {"size": [16, 16], "scenes": 2, "views": [2], "learning_rate": 1e-3, "steps": 2}
+    settings = make_settings(folder, stage="tiny-object", phases=[phase])
+    assert Trainer(settings, Processes(), torch.device("cpu"), "the command").run()
+    return folder
+
+
+def test_baselines() -> None:
+    batch = make_batch(torch.float32, num_inputs=4, num_targets=3)
+    inputs, targets = batch.inputs, batch.targets
+    color = mean_color(inputs, targets)
+    assert color.shape == targets.images.shape
+    assert torch.allclose(color[1, 2, :, 3, 4], inputs.images[1].mean(dim=(0, 2, 3)))
+    # The cameras stand on a circle in order: targets 4, 5, 6 of 7 are nearest to inputs 3, 3 or 0, and 0.
+    nearest = nearest_view(inputs, targets)
+    assert torch.equal(nearest[0, 0], inputs.images[0, 3])
+    assert torch.equal(nearest[0, 2], inputs.images[0, 0])
+    single = nearest_view(inputs.select(range(1)), targets)
+    assert torch.equal(single[:, 1], inputs.images[:, 0])
+    assert torch.equal(nearest_view(inputs, inputs), inputs.images)
+
+
+def record(model: str, views: int, psnr: list[float], baseline: float = 10.0, name: str = "object") -> dict[str, Any]:
+    units = [
+        {"index": i, "psnr": value, "ssim": 0.5, "lpips": None, "depth_error": 0.1}
+        | {"mean_color": baseline, "nearest_view": baseline - 1}
+        for i, value in enumerate(psnr)
+    ]
+    return {"model": model, "data": {"name": name}, "views": views, "size": [128, 128], "units": units}
+
+
+def test_figures() -> None:
+    records = [
+        record("a", 8, [22.0, 24.0, 23.0]),
+        record("a", 4, [21.0, 23.5, 22.0]),
+        record("b", 8, [23.0, 25.0, 24.0]),
+    ]
+    figures = (
+        Figure("a", "object", 8, 11, 15),
+        Figure("a", "object", 8, 0, 1, other="a", other_views=4, beyond_interval=True),
+        Figure("a", "object", 8, -0.3, 1, other="b"),
+        Figure("a", "object", 16, 11, 15),
+    )
+    gain, step, against, absent = (result for _, result in results(records, figures))
+    assert gain is not None and step is not None and against is not None and absent is None
+    assert (gain.value, gain.verdict, gain.count) == (13.0, "reached", 3)
+    assert gain.low < 13 < gain.high
+    assert (step.value, step.verdict) == (pytest.approx(2.5 / 3), "reached")
+    assert (against.value, against.low, against.high, against.verdict) == (-1.0, -1.0, -1.0, "missed")
+
+
+def test_a_gain_within_the_interval_is_missed() -> None:
+    records = [record("a", 8, [10.0, 12.0, 10.1]), record("a", 4, [10.5, 10.0, 10.0])]
+    figure = Figure("a", "object", 8, 0, 1, other="a", other_views=4, beyond_interval=True)
+    result = results(records, (figure,))[0][1]
+    assert result is not None and result.value > 0 > result.low and result.verdict == "missed"
+
+
+def test_records_of_other_scenes_or_sizes_are_not_compared() -> None:
+    figure = Figure("a", "object", 8, 0, 1, other="b")
+    other_size = record("b", 8, [20.0]) | {"size": [64, 64]}
+    for second in (record("b", 8, [20.0, 21.0]), other_size):
+        assert results([record("a", 8, [22.0]), second], (figure,))[0][1] is None
+
+
+def test_bootstrap_covers_the_mean_and_repeats() -> None:
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0)).tolist()
+    value, low, high = bootstrap(values)
+    assert low < value < high
+    assert high - low == pytest.approx(2 * 1.96 * torch.tensor(values).std().item() / 50**0.5, rel=0.15)
+    assert bootstrap(values) == (value, low, high)
+
+
+def test_markdown_leaves_nothing_blank() -> None:
+    text = to_markdown([record("tiny-object", 8, [22.0, 23.0])])
+    assert "| tiny-object on object, 8 views: gain over the better trivial prediction | +12.50 [+12.00, +13.00]" in text
+    assert "not run" in text
+    assert (
+        "| tiny-object | object | 8 | 128x128 | 2 | 22.50 [22.00, 23.00] | 0.500 | - | 0.100 | 10.00 | 9.00 |" in text
+    )
+
+
+def test_evaluate_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scene(ProceduralSpec("object", split="test"), 3, tmp_path / "capture", 12, (16, 16))
+    options = ["--views", "2", "--scenes", "2", "--targets", "2", "--size", "16", "--no-lpips", "--device", "cpu"]
+    capture = ["--capture", f"object={tmp_path / 'capture'}", "--capture", f"room={tmp_path / 'unused'}"]
+    assert evaluate.main([str(run), "-o", str(tmp_path / "results"), *options, *capture]) == 0
+    assert "| tiny-object | object | 2 | 16x16 | 2 |" in capsys.readouterr().out
+    found = json.loads((tmp_path / "results" / "tiny-object-object-2views.json").read_text())
+    assert found["weights_sha256"] == digest(run / "weights.safetensors")
+    assert [unit["index"] for unit in found["units"]] == [0, 1]
+    assert all(0 < unit["depth_error"] <= 1 and unit["lpips"] is None for unit in found["units"])
+    assert len(list((tmp_path / "results").glob("*.json"))) == 2
+
+    assert export.main([str(run), "-o", str(tmp_path / "out"), "--records", str(tmp_path / "results")]) == 0
+    exported = tmp_path / "out" / "tiny-object.safetensors"
+    model = load_model(exported)
+    for name, parameter in load_model(run / "weights.safetensors").named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter.bfloat16().float())
+    card = json.loads(exported.with_suffix(".json").read_text())
+    assert card["weights_sha256"] == digest(exported)
+    text = exported.with_suffix(".md").read_text()
+    for part in ("# tiny-object", "the command", card["weights_sha256"], "## Results", "## Limits", "16x16"):
+        assert part in text
+    assert find_trained(exported).settings == find_trained(run).settings
+
+
+def test_export_refuses_a_file_that_is_too_large(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.main([str(run), "-o", str(tmp_path / "out"), "--max-megabytes", "0.01"]) == 2
+    assert "more than 0.01 MB" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_were_exchanged_are_refused(run: Path, tmp_path: Path) -> None:
+    for name in ("summary.json", "weights.safetensors"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    assert find_trained(tmp_path).name == "tiny-object"
+    with (tmp_path / "weights.safetensors").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(CheckpointError, match="these are not the weights"):
+        find_trained(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"because summary\.json is missing"):
+        find_trained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "-o", "out"], "not a complete training run"),
+        (["RUN", "-o", "OUT", "--capture", "car=x", "--no-lpips"], "--capture must be object=FOLDER"),
+        (["RUN", "-o", "OUT", "--views", "31", "--no-lpips", "--device", "cpu"], "too few for 31 inputs"),
+    ],
+)
+def test_evaluate_names_mistakes(
+    run: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"RUN": str(run), "OUT": str(tmp_path / "out")}
+    assert evaluate.main([places.get(argument, argument) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Hydra's configuration of training runs."""

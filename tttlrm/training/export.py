@@ -1,0 +1,174 @@
+"""``python -m tttlrm.training.export RUN -o FOLDER``: a complete run's model as bf16 safetensors, with its card.
+
+Writes ``NAME.safetensors``, ``NAME.json`` (the card for programs, with the sha256 of the weights) and ``NAME.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tttlrm.checkpoints import digest, load_model, save_model
+from tttlrm.errors import UserError
+from tttlrm.files import write_json, write_text
+from tttlrm.training.figures import records_markdown
+from tttlrm.training.trained import TrainedModel, find_trained
+from tttlrm.training.trainer import CURVE, VALIDATION
+
+_CURVE_POINTS = 12
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 for wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m tttlrm.training.export", description=__doc__)
+    add = parser.add_argument
+    add("run", type=Path, help="folder of a complete run")
+    add("-o", "--output", type=Path, required=True, help="folder that the three files are written to")
+    add("--records", type=Path, help="folder of evaluation records, whose results the card then shows")
+    add("--max-megabytes", type=float, default=16.0, help="refuse a larger file (MB of 10^6 bytes)")
+    parsed = parser.parse_args(arguments)
+    try:
+        weights = export(parsed.run, parsed.output, parsed.max_megabytes, parsed.records)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{weights}: sha256 {digest(weights)}, {weights.stat().st_size} bytes")
+    return 0
+
+
+def export(run: Path, output: Path, max_megabytes: float = 16.0, records: Path | None = None) -> Path:
+    """Write the model and its card. Returns the path of the weights.
+
+    ``records``: folder of evaluation records; those of the run's or the exported weights are shown in the card.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder")
+    trained = find_trained(run)
+    size = sum(parameter.numel() for parameter in load_model(trained.weights).parameters()) * 2
+    if size > max_megabytes * 1e6:
+        raise UserError(f"{run}: the model takes {size / 1e6:.1f} MB in bf16, more than {max_megabytes:g} MB")
+    output.mkdir(parents=True, exist_ok=True)
+    weights = output / f"{trained.name}.safetensors"
+    save_model(load_model(trained.weights), weights, torch.bfloat16)
+    card = _card(trained, weights, run)
+    write_json(weights.with_suffix(".json"), card)
+    write_text(weights.with_suffix(".md"), card_markdown(card, _records_of(card, records)))
+    return weights
+
+
+def _card(trained: TrainedModel, weights: Path, run: Path) -> dict[str, Any]:
+    summary = {key: value for key, value in trained.summary.items() if key != "weights_sha256"}
+    return {
+        "name": trained.name,
+        "weights_sha256": digest(weights),
+        "weights_bytes": weights.stat().st_size,
+        "weights_dtype": "bfloat16",
+        "run_weights_sha256": trained.summary["weights_sha256"],
+        **summary,
+        "curve": _thin(_read_csv(run / CURVE)),
+        "validation_curve": _read_csv(run / VALIDATION),
+    }
+
+
+def _records_of(card: dict[str, Any], folder: Path | None) -> list[dict[str, Any]]:
+    if folder is None:
+        return []
+    files = sorted(folder.glob(f"{card['name']}-*views.json"))
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    digests = (card["weights_sha256"], card["run_weights_sha256"])
+    own = [record for record in found if record["model"] == card["name"] and record["weights_sha256"] in digests]
+    if not own:
+        raise UserError(f"{folder}: has no evaluation records of {card['name']} with these weights")
+    return own
+
+
+def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
+    """A model card for people, of its JSON and of evaluation records (of this model, if any)."""
+    settings, environment = card["settings"], card["environment"]
+    model, data = settings["model"], settings["data"]
+    gpus = ", ".join(gpu["name"] for gpu in environment["gpus"]) or f"CPU ({environment['cpu']})"
+    phases = "; ".join(
+        f"{'x'.join(map(str, p['size']))}, {p['scenes']} scenes a step, {'/'.join(map(str, p['views']))} views"
+        for p in settings["phases"]
+    )
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"A small tttLRM ({card['parameters']:,} parameters, mixer {model['mixer']}, width {model['width']}, "
+        f"{model['blocks']} blocks, patch {model['patch']}), trained from nothing on procedural {data['kind']} scenes. "
+        f"Schedule: {settings['schedule']['kind']}. Poses: {_POSES[data['poses']]}.",
+        "",
+        "## Training",
+        "",
+        f"- command: `{card['command']}`",
+        f"- commit: {card['commit'] or 'unknown'}; seed {settings['seed']}, data seed {data['seed']}",
+        f"- on {gpus}, torch {environment['torch']}: {card['steps']:,} steps in {card['seconds']:.0f} s; "
+        f"{card['steps_not_finite']} steps skipped as not finite, {card['steps_too_long']} as too long",
+        f"- phases: {phases}",
+        f"- weights: {card['weights_bytes']:,} bytes, bf16, sha256 `{card['weights_sha256']}`",
+    ]
+    if card["initial_weights_sha256"]:
+        lines.append(f"- fine-tuned from weights of sha256 `{card['initial_weights_sha256']}`")
+    lines += ["", "| step | seconds | loss | PSNR of targets (dB) |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['step']} | {float(row['seconds']):.0f} | {row['loss']} | {row['psnr']} |" for row in card["curve"]
+    ]
+    lines += ["", "On validation scenes (mean of the weights over the last steps):", ""]
+    lines += [
+        "| step | size | views | PSNR (dB) | gain over the better trivial prediction (dB) |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['step']} | {row['height']}x{row['width']} | {row['views']} | {row['psnr']} | {row['gain']} |"
+        for row in card["validation_curve"]
+    ]
+    if records:
+        lines += ["", "## Results", "", *records_markdown(records).splitlines()]
+    lines += ["", "## Limits", "", *(f"- {limit}" for limit in _limits(card))]
+    return "\n".join(lines) + "\n"
+
+
+_POSES = {
+    "scene": "the scene's own frame, an object in [-1, 1]^3 seen from about 1.5 to 2.8 away",
+    "mean": "normalised to the mean camera",
+    "first": "normalised to the first camera",
+}
+
+
+def _limits(card: dict[str, Any]) -> list[str]:
+    settings = card["settings"]
+    sizes = sorted({"x".join(map(str, phase["size"])) for phase in settings["phases"]})
+    views = sorted({count for phase in settings["phases"] for count in phase["views"]})
+    model = settings["model"]
+    return [
+        f"It has seen images of {', '.join(sizes)} pixels and {', '.join(map(str, views))} input views only; "
+        "other sizes and numbers work, and are worse.",
+        "It has seen procedural scenes only. On photographs expect blur and wrong geometry, the more they differ.",
+        f"Surfaces nearer than {model['near']:g} or farther than {model['far']:g} (in the units of the poses) "
+        "cannot be placed.",
+        "It is far smaller than the published model, whose quality it says nothing about.",
+    ]
+
+
+def _thin(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """About a dozen rows, the last among them."""
+    step = max(1, len(rows) // _CURVE_POINTS)
+    return rows[::-1][::step][::-1]
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise UserError(f"{path}: missing; the card needs the run's curve")
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What a finished run writes about itself; a model card is made of it."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tttlrm.checkpoints import digest
+from tttlrm.environment import describe_environment
+from tttlrm.files import write_json
+from tttlrm.training.progress import Position
+from tttlrm.training.settings import TrainingSettings
+from tttlrm.training.validation import Validation
+
+SUMMARY = "summary.json"
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A complete run. ``validation``: at its end; ``command``: what was typed, where that is known."""
+
+    settings: TrainingSettings
+    position: Position
+    command: str | None
+    steps_taken: int
+    steps_not_finite: int
+    steps_too_long: int
+    parameters: int
+    compiled: bool
+    device: torch.device
+    validation: list[Validation]
+
+
+def write_summary(run: RunSummary, folder: Path) -> None:
+    """Write ``summary.json`` beside the run's weights."""
+    initial = run.settings.initial_weights
+    values = {
+        "command": run.command,
+        "settings": run.settings.to_dict(),
+        "commit": git_commit(),
+        "environment": describe_environment(run.device),
+        "device": run.device.type,
+        "compiled": run.compiled,
+        "parameters": run.parameters,
+        "steps": run.position.step,
+        "seconds": run.position.seconds,
+        "steps_taken": run.steps_taken,
+        "steps_not_finite": run.steps_not_finite,
+        "steps_too_long": run.steps_too_long,
+        "initial_weights_sha256": digest(initial) if initial is not None else None,
+        "weights_sha256": digest(folder / WEIGHTS),
+        "validation": [
+            {
+                "views": result.num_views,
+                "psnr": result.psnr,
+                "mean_color_psnr": result.mean_color,
+                "nearest_view_psnr": result.nearest_view,
+                "gain": result.gain,
+            }
+            for result in run.validation
+        ],
+    }
+    write_json(folder / SUMMARY, values)
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with ``-dirty`` where files differ from it; None outside a repository."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match="]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
