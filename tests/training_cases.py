@@ -60,7 +60,9 @@ def make_settings(output: Path, **changes: Any) -> TrainingSettings:
             "log_every": 2, "checkpoint_every": 2, "validate_every": 100,
             "validation_scenes": 2, "validation_targets": 2, "validation_views": [2],
         },
-        "phases": [{"size": [16, 16], "scenes": 2, "views": [2, 4], "learning_rate": 3e-3, "warmup_steps": 2, "steps": 6}],
+        "phases": [
+            {"size": [16, 16], "scenes": 2, "views": [2, 4], "learning_rate": 3e-3, "warmup_steps": 2, "steps": 6},
+        ],
     }  # fmt: skip
     for key, value in changes.items():
         values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value

@@ -164,6 +164,8 @@ class FastWeightLayer(nn.Module):
             x = normed(tile)
             k, v = self._keys_values(x, run)
             total = total + fast_weights.ascent_direction(k, v, self.learning_rates(x), weights)
+        if run.shard.group is not None and not total.requires_grad and state.weights[0].requires_grad:
+            total.requires_grad_()  # a rank without tokens of this chunk takes part in the backward sum as well
         total = run.shard.sum(total)
         newton_schulz_dtype = run.compute.newton_schulz_dtype or product_dtype
         return fast_weights.step(state, total, newton_schulz_dtype, run.schedule.elastic)

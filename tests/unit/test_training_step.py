@@ -12,6 +12,7 @@ import torch
 from tests.training_cases import make_batch, make_model
 from tttlrm.cameras import Views
 from tttlrm.config import Compute, Schedule
+from tttlrm.errors import UserError
 from tttlrm.gaussians import Gaussians
 from tttlrm.parallel import ViewShard
 from tttlrm.rendering import render
@@ -107,6 +108,46 @@ def test_network_that_cannot_be_compiled_runs_uncompiled_and_says_so(monkeypatch
     assert says == ["the network could not be compiled, so it runs uncompiled: no such instruction"]
     assert not network.compiled
     assert torch.equal(gaussians.sh, make_model(torch.float32)(batch.inputs).sh)
+
+
+def test_graphs_are_recorded_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bookkeeping; that replaying gives the same numbers is tested on a GPU."""
+    shapes = []
+
+    def record(module: torch.nn.Module, samples: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+        shapes.append(samples[0].shape[1])
+        return module
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    model = make_model(torch.float32)
+    network = TrainingNetwork(model, Schedule(), Compute(), False, print, graphs=True)
+    for num_views in (4, 2, 4):
+        views = make_batch(torch.float32, num_views).inputs
+        assert torch.equal(network(views, ViewShard(num_views)).sh, model(views).sh)
+    assert shapes == [4, 2]
+    assert network.graphed
+    with torch.no_grad():
+        network(make_batch(torch.float32, 3).inputs, ViewShard(3))
+    assert shapes == [4, 2]
+
+
+def test_network_that_cannot_be_recorded_runs_as_it_is_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    says: list[str] = []
+    network = TrainingNetwork(make_model(torch.float32), Schedule(), Compute(), False, says.append, graphs=True)
+    views = make_batch(torch.float32).inputs
+    for _ in range(2):
+        assert torch.equal(network(views, ViewShard(4)).sh, make_model(torch.float32)(views).sh)
+    assert len(says) == 1 and "not permitted when stream is capturing" in says[0]
+    assert not network.graphed
+
+
+def test_compiling_and_recording_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="exclude each other"):
+        TrainingNetwork(make_model(torch.float32), Schedule(), Compute(), True, print, graphs=True)
 
 
 def test_other_errors_are_not_taken_for_the_compilers() -> None:

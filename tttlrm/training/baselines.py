@@ -19,7 +19,8 @@ def nearest_view(inputs: Views, targets: Views) -> Tensor:
 
     Nearest by camera position (in the poses' units) and viewing direction, as K-means chooses input views.
     """
-    distances = torch.cdist(_features(targets), _features(inputs))
+    # Not by a matrix product, whose rounding could choose another view.
+    distances = torch.cdist(_features(targets), _features(inputs), compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distances.argmin(dim=-1)[..., None, None, None]
     return torch.gather(inputs.images, -4, nearest.expand(*nearest.shape[:-3], *inputs.images.shape[-3:]))
 

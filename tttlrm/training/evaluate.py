@@ -24,7 +24,7 @@ from tttlrm.lpips import Lpips, load_lpips
 from tttlrm.scenes import read_scene
 from tttlrm.scenes.procedural import ProceduralSpec
 from tttlrm.training.figures import bootstrap, to_markdown
-from tttlrm.training.quality import Runner, Unit, capture_size, measure_capture, measure_procedural
+from tttlrm.training.quality import Runner, TestScenes, Unit, capture_size, measure_capture, measure_procedural
 from tttlrm.training.summary import git_commit
 from tttlrm.training.trained import TrainedModel, find_trained
 from tttlrm.training.validation import write_contact_sheet
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = [find_trained(path) for path in parsed.models]
         options = _options(parsed)
         options.output.mkdir(parents=True, exist_ok=True)
-        records = [record for model in models for record in evaluate(model, options)]
+        scenes = TestScenes(options.scenes, (options.size, options.size), options.device)
+        records = [record for model in models for record in evaluate(model, options, scenes)]
         table = to_markdown(records)
         write_text(options.output / "evaluation.md", table)
         print(table)
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(trained: TrainedModel, options: Options) -> list[dict[str, Any]]:
+def evaluate(trained: TrainedModel, options: Options, scenes: TestScenes) -> list[dict[str, Any]]:
     """Measure a model on the test scenes of the kind that it was trained on, and on the captures of that kind."""
     settings = trained.settings
     runner = Runner(
@@ -80,10 +81,8 @@ def evaluate(trained: TrainedModel, options: Options) -> list[dict[str, Any]]:
     for num_views in options.views:
         pictures = _Pictures()
         spec = ProceduralSpec(kind, settings.data.seed, "test")
+        units = measure_procedural(runner, scenes(spec), num_views, options.targets, poses, pictures)
         size = (options.size, options.size)
-        units = measure_procedural(
-            runner, spec, range(options.scenes), num_views, options.targets, size, poses, pictures
-        )
         data = {"name": kind, "source": "procedural", "seed": spec.seed, "split": "test", "targets": options.targets}
         records.append(_record(trained, options, data, num_views, size, units, pictures))
         for _, path in (capture for capture in options.captures if capture[0] == kind):

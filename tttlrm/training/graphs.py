@@ -1,10 +1,13 @@
 """CUDA graphs of the network: its kernels and those of its gradient, recorded once for each shape and replayed.
 
-A small model's step is thousands of short kernels, and starting them one by one takes longer than running them. Replaying
-needs no compiler, so that a run loses seconds rather than minutes before its first step.
+A small model's step is thousands of short kernels, and starting them one by one takes longer than running them.
+Replaying needs no compiler, so that a run loses seconds rather than minutes before its first step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +26,7 @@ class GraphedNetwork:
 
     def __init__(self, model: TTTLRM, schedule: Schedule, compute: Compute) -> None:
         self._arguments = (model, schedule, compute)
-        self._graphs: dict[tuple[int, ...], nn.Module] = {}
+        self._graphs: dict[tuple[int, ...], Callable[..., Any]] = {}
 
     def record(self, views: Views) -> None:
         """Record graphs for views of this shape, unless there are some. Raises RuntimeError where that fails."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tttlrm.cameras import Views
 from tttlrm.errors import UserError
-from tttlrm.scenes.procedural import ProceduralSpec, make_batch
+from tttlrm.scenes.procedural import ProceduralBatch, ProceduralSpec, make_batch
 from tttlrm.training.poses import PoseFrame, normalize_batch
 
 TRAJECTORY_VIEWS = 32
@@ -64,23 +64,47 @@ def held_out_scenes(
     device: torch.device | str = "cpu",
 ) -> HeldOutScenes:
     """Make scenes and split their views. The targets depend on ``num_targets`` alone, not on ``num_inputs``."""
-    inputs, targets = split_views(num_inputs, num_targets)
-    order = [*inputs, *targets]
-    parts = []
-    for start in range(0, len(indices), _SCENES_AT_ONCE):
-        batch = make_batch(spec, indices[start : start + _SCENES_AT_ONCE], TRAJECTORY_VIEWS, size, device)
-        at = torch.tensor(order, device=batch.depths.device)
-        views = batch.views.select(at)
-        moved, scale = normalize_batch(views.camera_to_world, poses)
-        views = Views(views.images, moved, views.intrinsics)
-        depths, masks = (t.index_select(1, at)[:, num_inputs:] for t in (batch.depths, batch.masks))
-        parts.append((views, depths / scale[:, None, None, None, None], masks))
-    every = Views(*(torch.cat([getattr(v, name) for v, _, _ in parts]) for name in Views.__dataclass_fields__))
+    batches = [
+        make_trajectories(spec, indices[start : start + _SCENES_AT_ONCE], size, device)
+        for start in range(0, len(indices), _SCENES_AT_ONCE)
+    ]
+    parts = [split_scenes(batch, num_inputs, num_targets, poses) for batch in batches]
     return HeldOutScenes(
-        every.select(range(num_inputs)),
-        every.select(range(num_inputs, len(order))),
-        torch.cat([depths for _, depths, _ in parts]),
-        torch.cat([masks for _, _, masks in parts]),
+        _concatenate([part.inputs for part in parts]),
+        _concatenate([part.targets for part in parts]),
+        torch.cat([part.depths for part in parts]),
+        torch.cat([part.masks for part in parts]),
+    )
+
+
+def make_trajectories(
+    spec: ProceduralSpec, indices: Sequence[int], size: tuple[int, int], device: torch.device | str
+) -> ProceduralBatch:
+    """All views of scenes, to be split by :func:`split_scenes` for any number of inputs."""
+    return make_batch(spec, indices, TRAJECTORY_VIEWS, size, device)
+
+
+def split_scenes(batch: ProceduralBatch, num_inputs: int, num_targets: int, poses: PoseFrame) -> HeldOutScenes:
+    """Inputs and targets of scenes, their poses normalised together."""
+    inputs, targets = split_views(num_inputs, num_targets)
+    at = torch.tensor([*inputs, *targets], device=batch.depths.device)
+    views = batch.views.select(at)
+    moved, scale = normalize_batch(views.camera_to_world, poses)
+    views = Views(views.images, moved, views.intrinsics)
+    depths, masks = (tensor.index_select(1, at[num_inputs:]) for tensor in (batch.depths, batch.masks))
+    return HeldOutScenes(
+        views.select(range(num_inputs)),
+        views.select(range(num_inputs, len(at))),
+        depths / scale[:, None, None, None, None],
+        masks,
+    )
+
+
+def _concatenate(parts: list[Views]) -> Views:
+    return Views(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.camera_to_world for part in parts]),
+        torch.cat([part.intrinsics for part in parts]),
     )
 
 

@@ -70,6 +70,11 @@ class TrainingNetwork:
             self.use_uncompiled()
             return self.model(views, self.schedule, self.compute, shard=shard)
 
+    @property
+    def graphed(self) -> bool:
+        """Whether CUDA graphs are used."""
+        return self._graphs is not None
+
     def _recorded(self, views: Views) -> bool:
         """Whether there is a graph for such views; where it cannot be recorded, the run goes on without."""
         assert self._graphs is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from tttlrm.metrics import psnr, ssim
 from tttlrm.model import TTTLRM
 from tttlrm.rendering import render
 from tttlrm.scenes import load_split, load_views, read_scene, select_views
-from tttlrm.scenes.procedural import ProceduralSpec
+from tttlrm.scenes.procedural import ProceduralBatch, ProceduralSpec
 from tttlrm.training.baselines import mean_color, nearest_view
-from tttlrm.training.heldout import HeldOutScenes, held_out_scenes
+from tttlrm.training.heldout import HeldOutScenes, make_trajectories, split_scenes
 from tttlrm.training.poses import PoseFrame
 
 MAX_PSNR = 60.0
@@ -71,20 +71,38 @@ Pictures = Callable[[int, Tensor], None]
 """Called with a scene's index and [3 (input, target, rendering), 3, H, W], on the CPU."""
 
 
+class TestScenes:
+    """The test scenes of a kind, made once for all models and numbers of views."""
+
+    __test__ = False  # not a test case, whatever its name says
+
+    def __init__(self, count: int, size: tuple[int, int], device: torch.device) -> None:
+        self._count = count
+        self._size = size
+        self._device = device
+        self._made: dict[tuple[ProceduralSpec, int], ProceduralBatch] = {}
+
+    def __call__(self, spec: ProceduralSpec) -> Iterator[tuple[int, ProceduralBatch]]:
+        """Index and views of each scene, all in a batch of one."""
+        for index in range(self._count):
+            key = (spec, index)
+            if key not in self._made:
+                self._made[key] = make_trajectories(spec, [index], self._size, self._device)
+            yield index, self._made[key]
+
+
 def measure_procedural(
     runner: Runner,
-    spec: ProceduralSpec,
-    indices: Sequence[int],
+    scenes: Iterable[tuple[int, ProceduralBatch]],
     num_views: int,
     num_targets: int,
-    size: tuple[int, int],
     poses: PoseFrame,
     pictures: Pictures,
 ) -> list[Unit]:
     """One unit for each scene."""
     units = []
-    for index in indices:
-        scene = held_out_scenes(spec, [index], num_views, num_targets, size, poses, runner.device)
+    for index, batch in scenes:
+        scene = split_scenes(batch, num_views, num_targets, poses)
         columns, images = _measure(runner, _first(scene.inputs), _first(scene.targets), scene)
         units.append(_unit(index, {name: None if v is None else float(v.mean()) for name, v in columns.items()}))
         pictures(index, _strip(_first(scene.inputs), _first(scene.targets), images))

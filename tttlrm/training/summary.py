@@ -31,6 +31,7 @@ class RunSummary:
     steps_too_long: int
     parameters: int
     compiled: bool
+    graphed: bool
     device: torch.device
     validation: list[Validation]
 
@@ -45,6 +46,7 @@ def write_summary(run: RunSummary, folder: Path) -> None:
         "environment": describe_environment(run.device),
         "device": run.device.type,
         "compiled": run.compiled,
+        "graphed": run.graphed,
         "parameters": run.parameters,
         "steps": run.position.step,
         "seconds": run.position.seconds,

@@ -203,6 +203,7 @@ class Trainer:
             steps_too_long=int(self.optimizer.too_long),
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             compiled=self.network.compiled,
+            graphed=self.network.graphed,
             device=self.device,
             validation=results,
         )

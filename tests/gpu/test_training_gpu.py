@@ -1,0 +1,72 @@
+"""Training on a GPU: recorded and compiled networks give the gradients of the plain one, and a run learns."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training_cases import make_batch, make_model, make_settings
+from tttlrm.config import Compute, Schedule
+from tttlrm.parallel import ViewShard
+from tttlrm.training.data import TrainingBatch
+from tttlrm.training.groups import Processes
+from tttlrm.training.network import TrainingNetwork
+from tttlrm.training.optimizer import FlatParameters
+from tttlrm.training.settings import LossWeights
+from tttlrm.training.step import Differentiation, backpropagate
+from tttlrm.training.trainer import Trainer
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+WEIGHTS = LossWeights(mse=1, perceptual=0, opacity=0.1, depth=0)
+
+
+def on_gpu(batch: TrainingBatch) -> TrainingBatch:
+    tensors = (batch.depths.to(CUDA), batch.masks.to(CUDA))
+    return TrainingBatch(batch.inputs.to(CUDA), batch.targets.to(CUDA), *tensors, batch.shared)
+
+
+@pytest.mark.parametrize("kind", ["full", "ar"])
+@pytest.mark.parametrize("options", [{"graphs": True}, {"compile": True}], ids=["graphs", "compile"])
+def test_gradients_are_those_of_the_plain_network(kind: str, options: dict[str, bool]) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    gradients = []
+    for how in ({}, options):
+        model = make_model(torch.float32).to(CUDA)
+        flat = FlatParameters(model)
+        schedule = Schedule(kind, 2)  # type: ignore[arg-type]
+        compute = Compute(attention_backend="sdpa-math")
+        network = TrainingNetwork(
+            model, schedule, compute, how.get("compile", False), pytest.fail, how.get("graphs", False)
+        )
+        for num_views in (4, 6, 4):
+            batch = on_gpu(make_batch(torch.float32, num_views))
+            backpropagate(network, batch, ViewShard(num_views), Differentiation(WEIGHTS))
+            gradients.append(flat.collect_gradient().clone())
+            # Replays must see the weights as they are now.
+            flat.values.mul_(1.01)
+    half = len(gradients) // 2
+    for ours, expected in zip(gradients[half:], gradients[:half], strict=True):
+        assert float((ours - expected).norm() / expected.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["object", "room"])
+def test_a_run_learns(tmp_path: Path, kind: str) -> None:
+    phases = [
+        {"size": [16, 16], "scenes": 4, "views": [2, 4], "learning_rate": 1e-2, "warmup_steps": 2, "steps": 60},
+        {"size": [24, 24], "scenes": 4, "views": [2, 4], "learning_rate": 1e-3, "warmup_steps": 2, "steps": 20},
+    ]
+    changes: dict[str, Any] = {
+        "phases": phases,
+        "compute": {"device": "cuda", "dtype": "bfloat16", "graphs": True, "compile": False},
+        "data": {"kind": kind, "poses": "mean" if kind == "room" else "scene", "passes": 4},
+        "model": {"far": 12.0 if kind == "room" else 4.5},
+    }
+    assert Trainer(make_settings(tmp_path, **changes), Processes(), CUDA).run()
+    rows = list(csv.DictReader((tmp_path / "curve.csv").open()))
+    assert float(rows[29]["mse"]) < 0.7 * float(rows[0]["mse"])
+    assert rows[-1]["not_finite"] == "0"
