@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 from bench.cells import Cell, Dataset
 from bench.errors import UnavailableError
 from tttlrm.cameras import Views, normalize_poses
+from tttlrm.config import PoseReference
 
 _TEST_VIEWS = 8
 """Of procedural scenes, where the dataset does not say."""
@@ -92,13 +91,13 @@ def _render_procedural(
 def _normalized(cell: Cell, name: str, views: Views, inputs: Sequence[int], test: Sequence[int]) -> SceneViews:
     poses = views.camera_to_world.double()
     ordered = poses[[*inputs, *test]]
-    normalization = normalize_poses(ordered, "mean" if cell.schedule.kind == "full" else "first")
+    normalization = normalize_poses(ordered, _reference(cell))
     moved = Views(views.images, normalization.apply(poses).float(), views.intrinsics)
     return SceneViews(name, moved.select(list(inputs)), moved.select(list(test)))
 
 
 def _from_folder(cell: Cell, name: str, root: Path) -> SceneViews:
-    from tttlrm.scenes import ViewSplit, load_split, load_views, read_scene, select_views
+    from tttlrm.scenes import ViewSplit, load_split, read_scene, select_views
 
     scene = read_scene(root / name)
     split = select_views(scene, cell.input_views)
@@ -106,11 +105,14 @@ def _from_folder(cell: Cell, name: str, root: Path) -> SceneViews:
     if wanted is not None and wanted < len(split.targets):
         targets = tuple(split.targets[at] for at in evenly_spaced(wanted, len(split.targets)))
         split = ViewSplit(split.inputs, targets, split.source)
-    if cell.dataset.content == "object":
-        inputs, held_out = (load_views(scene, part, cell.resolution) for part in (split.inputs, split.targets))
-        return SceneViews(name, inputs.to(torch.float32), held_out.to(torch.float32))
-    loaded = load_split(scene, split, cell.resolution, "mean" if cell.schedule.kind == "full" else "first")
+    loaded = load_split(scene, split, cell.resolution, _reference(cell))
     return SceneViews(name, loaded.inputs, loaded.targets)
+
+
+def _reference(cell: Cell) -> PoseReference:
+    if cell.dataset.content == "object":
+        return "scene"
+    return "mean" if cell.schedule.kind == "full" else "first"
 
 
 def _shown(root: Path | None) -> str:

@@ -16,7 +16,7 @@ from tttlrm.training.settings import TrainingSettings
 
 CONFIG: dict[str, Any] = {
     "width": 32, "blocks": 2, "attention_head": 16, "fast_weight_expansion": 1, "mlp_expansion": 1,
-    "sh_degree": 1, "near": 0.5, "far": 4.5, "log_scale_bias": -2.5,
+    "sh_degree": 1, "poses": "scene", "near": 0.5, "far": 4.5, "log_scale_bias": -2.5,
 }  # fmt: skip
 
 

@@ -6,12 +6,12 @@ in pixels, with pixel centres at +0.5; images RGB in [0, 1], channels first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from tttlrm.config import PoseReference
 from tttlrm.errors import UserError
 
 
@@ -163,6 +163,10 @@ class PoseNormalization:
         moved[..., :3, 3] /= self.scale
         return moved
 
+    def move(self, cameras: Cameras) -> Cameras:
+        """The cameras of a scene, in the normalised world."""
+        return replace(cameras, camera_to_world=self.apply(cameras.camera_to_world))
+
 
 def mean_camera(camera_to_world: Tensor) -> Tensor:
     """A camera-to-world matrix [4, 4] in the middle of the given ones [V, 4, 4]."""
@@ -174,17 +178,18 @@ def mean_camera(camera_to_world: Tensor) -> Tensor:
     return mean
 
 
-def normalize_poses(camera_to_world: Tensor, reference: Literal["mean", "first"]) -> PoseNormalization:
+def normalize_poses(camera_to_world: Tensor, reference: PoseReference) -> PoseNormalization:
     """The evaluation's normalisation, from all cameras of a scene together (inputs and targets).
 
     Args:
         camera_to_world: [V, 4, 4]. Use float64; the inverse is taken in its precision.
-        reference: ``mean`` camera (full schedule) or ``first`` camera (ar schedule) becomes the origin.
-
-    The scale is the largest absolute coordinate of a camera position in the reference frame.
+        reference: the ``mean`` camera (full schedule) or the ``first`` one (ar schedule) becomes the origin, and the
+            scale is the largest absolute coordinate of a camera position in its frame. ``scene`` changes nothing.
     """
+    if reference == "scene":
+        return PoseNormalization(torch.eye(4, dtype=camera_to_world.dtype, device=camera_to_world.device), 1.0)
     if reference not in ("mean", "first"):
-        raise UserError(f"reference must be mean or first, not {reference!r}")
+        raise UserError(f"reference must be mean, first or scene, not {reference!r}")
     frame = mean_camera(camera_to_world) if reference == "mean" else camera_to_world[0]
     world_to_reference = torch.linalg.inv(frame)
     positions = (world_to_reference @ camera_to_world)[:, :3, 3]

@@ -12,6 +12,8 @@ import torch
 from tttlrm.errors import UserError
 
 Mixer = Literal["fast_weights", "attention"]
+PoseReference = Literal["mean", "first", "scene"]
+"""The frame of a scene's poses: a camera that becomes the origin of normalised poses, or the scene's own world."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class ModelConfig:
     sh_degree: int = 3
     mixer: Mixer = "fast_weights"
     """What mixes tokens of different views: fast weights (tttLRM), or softmax attention (the design of GS-LRM)."""
+    poses: Literal["normalized", "scene"] = "normalized"
+    """What it was trained on: poses as :func:`tttlrm.cameras.normalize_poses` makes them, or those of the scene's own
+    world (objects, centred in [-1, 1]^3)."""
     near: float = 0.0
     far: float = 500.0
     """Gaussians lie between ``near`` and ``far`` on their pixel's ray."""
@@ -50,6 +55,8 @@ class ModelConfig:
             raise UserError(f"model configuration: sh_degree must be 0, 1, 2 or 3, not {self.sh_degree!r}")
         if self.mixer not in ("fast_weights", "attention"):
             raise UserError(f"model configuration: mixer must be fast_weights or attention, not {self.mixer!r}")
+        if self.poses not in ("normalized", "scene"):
+            raise UserError(f"model configuration: poses must be normalized or scene, not {self.poses!r}")
         if not 0 <= self.near < self.far:
             raise UserError(f"model configuration: need 0 <= near < far, not near {self.near} and far {self.far}")
 
@@ -57,6 +64,12 @@ class ModelConfig:
     def gaussian_channels(self) -> int:
         """Decoder outputs a pixel: position 3, SH 3(s+1)^2, scale 3, rotation 4, opacity 1."""
         return 3 + 3 * (self.sh_degree + 1) ** 2 + 3 + 4 + 1
+
+    def pose_reference(self, schedule: Schedule) -> PoseReference:
+        """The frame that this model expects poses in: the paper's is the mean camera, or the first one for ar."""
+        if self.poses == "scene":
+            return "scene"
+        return "mean" if schedule.kind == "full" else "first"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

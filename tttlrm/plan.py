@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from tttlrm.attention import BACKENDS
-from tttlrm.cameras import Cameras, PoseNormalization, normalize_poses
+from tttlrm.cameras import Cameras, PoseNormalization
 from tttlrm.checkpoints import digest, read_checkpoint
 from tttlrm.config import Compute, ModelConfig, Schedule
 from tttlrm.errors import BackendUnavailableError, SceneError, UserError
@@ -21,6 +20,7 @@ from tttlrm.model import TTTLRM
 from tttlrm.outputs import Origin
 from tttlrm.scenes import Scene, ViewSplit, evaluation_size, read_scene, select_views
 from tttlrm.scenes.images import MAX_PIXELS
+from tttlrm.scenes.views import normalize_split, scene_cameras
 
 ConfigName = Literal["released", "tiny"]
 
@@ -120,7 +120,7 @@ class Plan:
 
     def cameras(self, indices: Sequence[int]) -> Cameras:
         """Cameras of frames of the scene, in the normalised world and for images of :attr:`size`, in float64."""
-        return normalized_cameras(self.scene, indices, self.normalization, self.size)
+        return self.normalization.move(scene_cameras(self.scene, indices, self.size))
 
     def summary(self) -> str:
         """What will be done and what it takes, in a few lines."""
@@ -161,26 +161,12 @@ def make_plan(settings: Settings) -> Plan:
         settings=settings,
         scene=scene,
         split=split,
-        normalization=_normalization(scene, split, settings.schedule),
+        normalization=normalize_split(scene, split, config.pose_reference(settings.schedule)),
         size=_image_size(scene, split, settings.size, config.patch),
         config=config,
         compute=Compute(dtype=dtype, attention_backend=settings.attention_backend),
         device=device,
         weights_sha256=sha256,
-    )
-
-
-def normalized_cameras(
-    scene: Scene, indices: Sequence[int], normalization: PoseNormalization, size: tuple[int, int]
-) -> Cameras:
-    """Cameras of frames of a scene, in the normalised world and for images of a size (height, width), in float64."""
-    frames = [scene.frames[index] for index in indices]
-    scale = [(size[1] / frame.width, size[0] / frame.height) for frame in frames]
-    intrinsics = [(f.fx * x, f.fy * y, f.cx * x, f.cy * y) for f, (x, y) in zip(frames, scale, strict=True)]
-    return Cameras(
-        normalization.apply(_camera_to_world(scene, indices)),
-        torch.tensor(intrinsics, dtype=torch.float64).reshape(-1, 4),
-        *size,
     )
 
 
@@ -256,19 +242,6 @@ def _model_config(settings: Settings) -> tuple[ModelConfig, str | None]:
     if stored is not None and named is not None and stored != named:
         raise UserError(f"{settings.weights}: has a configuration of its own, other than {settings.config}")
     return stored or named or CONFIGS["released"], digest(settings.weights)
-
-
-def _normalization(scene: Scene, split: ViewSplit, schedule: Schedule) -> PoseNormalization:
-    """Of inputs and targets together, inputs first: around the mean camera (full) or the first input camera (ar)."""
-    poses = _camera_to_world(scene, [*split.inputs, *split.targets])
-    try:
-        return normalize_poses(poses, "mean" if schedule.kind == "full" else "first")
-    except UserError as error:
-        raise SceneError(f"scene {scene.name}: {error}") from error
-
-
-def _camera_to_world(scene: Scene, indices: Sequence[int]) -> torch.Tensor:
-    return torch.from_numpy(np.linalg.inv(scene.world_to_camera()[list(indices)]))
 
 
 def _image_size(scene: Scene, split: ViewSplit, size: tuple[int, int] | None, patch: int) -> tuple[int, int]:

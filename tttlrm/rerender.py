@@ -12,12 +12,13 @@ from tttlrm.errors import SceneError
 from tttlrm.evaluation import describe_quality, evaluate
 from tttlrm.files import write_json
 from tttlrm.outputs import REPORT, Origin, staging_folder
-from tttlrm.plan import check_size, choose_device, normalized_cameras
+from tttlrm.plan import check_size, choose_device
 from tttlrm.ply import read_comments, read_gaussians
 from tttlrm.progress import Progress
 from tttlrm.reports import rendering_report
-from tttlrm.scenes import Scene, load_views, read_scene
-from tttlrm.scenes.selection import TEST_EVERY
+from tttlrm.scenes import load_views, read_scene
+from tttlrm.scenes.selection import test_views
+from tttlrm.scenes.views import scene_cameras
 from tttlrm.stages import StageClock
 
 
@@ -44,25 +45,18 @@ def render_ply(settings: RenderSettings, progress: Progress) -> None:
     scene = read_scene(settings.scene)
     if scene.name != origin.scene:
         raise SceneError(f"{settings.ply}: was made from scene {origin.scene}, not {scene.name}")
-    indices = _test_views(scene)
+    indices = test_views(scene)
     if not indices:
         raise SceneError(f"scene {scene.name}: has no test views to render")
     clock = StageClock(device)
     with staging_folder(settings.output, settings.overwrite) as staging:
         with clock.stage("read test views"), progress.task("read test views", len(indices)) as done:
             images = load_views(scene, indices, origin.size, lambda count, _: done(count)).images
-        cameras = normalized_cameras(scene, indices, origin.normalization, origin.size).to(torch.float32)
+        cameras = origin.normalization.move(scene_cameras(scene, indices, origin.size)).to(torch.float32)
         targets = Views(images, cameras.camera_to_world, cameras.intrinsics)
         frames = [(index, scene.frames[index].file_path) for index in indices]
         on_device = gaussians.to(device)
         quality = evaluate(on_device, targets, frames, staging, origin, clock, settings.lpips, progress)
-        report = rendering_report(origin, len(gaussians), indices, quality, clock.to_list(), device)
+        report = rendering_report(origin, len(gaussians), list(indices), quality, clock.to_list(), device)
         write_json(staging / REPORT, report)
     progress.note(describe_quality(quality, origin))
-
-
-def _test_views(scene: Scene) -> list[int]:
-    """As :func:`tttlrm.scenes.select_views` has them, which do not depend on the input views."""
-    if scene.target_frames is not None:
-        return list(scene.target_frames)
-    return list(range(0, len(scene.frames), TEST_EVERY))

@@ -64,7 +64,7 @@ def test_a_run_learns(tmp_path: Path, kind: str) -> None:
         "phases": phases,
         "compute": {"device": "cuda", "dtype": "bfloat16", "graphs": True, "compile": False},
         "data": {"kind": kind, "poses": "mean" if kind == "room" else "scene", "passes": 4},
-        "model": {"far": 12.0 if kind == "room" else 4.5},
+        "model": {"far": 12.0, "poses": "normalized"} if kind == "room" else {},
     }
     assert Trainer(make_settings(tmp_path, **changes), Processes(), CUDA).run()
     rows = list(csv.DictReader((tmp_path / "curve.csv").open()))

@@ -35,9 +35,7 @@ def select_views(scene: Scene, num_views: int) -> ViewSplit:
     """
     if num_views < 1:
         raise UserError(f"the number of input views must be at least 1, not {num_views}")
-    targets = scene.target_frames
-    if targets is None:
-        targets = tuple(range(0, len(scene.frames), TEST_EVERY))
+    targets = test_views(scene)
     held_out = set(targets)
     if num_views in scene.input_frames:
         inputs = scene.input_frames[num_views]
@@ -56,6 +54,11 @@ def select_views(scene: Scene, num_views: int) -> ViewSplit:
         )
     chosen = kmeans_views(scene.world_to_camera()[candidates], num_views)
     return ViewSplit(tuple(int(i) for i in candidates[chosen]), targets, "k-means")
+
+
+def test_views(scene: Scene) -> tuple[int, ...]:
+    """The held-out frames, which do not depend on the input views: those the scene file states, or every 8th."""
+    return tuple(range(0, len(scene.frames), TEST_EVERY)) if scene.target_frames is None else scene.target_frames
 
 
 def kmeans_views(world_to_camera: np.ndarray, num_views: int) -> np.ndarray:

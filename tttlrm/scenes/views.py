@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
-from tttlrm.cameras import PoseNormalization, Views, normalize_poses
+from tttlrm.cameras import Cameras, PoseNormalization, Views, normalize_poses
+from tttlrm.config import PoseReference
 from tttlrm.errors import SceneError, UserError
 from tttlrm.scenes.images import read_image
 from tttlrm.scenes.scene import Scene
@@ -67,21 +67,40 @@ def load_views(
                 progress(done, len(indices))
     finally:
         pool.shutdown(cancel_futures=True)
-    return Views(images, _camera_to_world(scene, indices), _intrinsics(scene, indices, (height, width)))
+    cameras = scene_cameras(scene, indices, (height, width))
+    return Views(images, cameras.camera_to_world, cameras.intrinsics)
+
+
+def scene_cameras(scene: Scene, indices: Sequence[int], size: tuple[int, int]) -> Cameras:
+    """Cameras of frames, without reading images: float64, in the scene's world, for images of ``size``."""
+    return Cameras(_camera_to_world(scene, indices), _intrinsics(scene, indices, size), *size)
+
+
+def normalize_split(scene: Scene, split: ViewSplit, reference: PoseReference) -> PoseNormalization:
+    """The normalisation of inputs and targets together, inputs first.
+
+    Raises:
+        SceneError: the poses cannot be normalised (all cameras in one place).
+    """
+    try:
+        return normalize_poses(_camera_to_world(scene, [*split.inputs, *split.targets]), reference)
+    except UserError as error:
+        raise SceneError(f"scene {scene.name}: {error}") from error
 
 
 def load_split(
     scene: Scene,
     split: ViewSplit,
     size: tuple[int, int] | None = None,
-    reference: Literal["mean", "first"] = "mean",
+    reference: PoseReference = "mean",
     progress: Progress | None = None,
 ) -> SplitViews:
     """Read the views of a split and normalise their poses together (evaluation protocol of the paper).
 
     Args:
         size: as in :func:`load_views`; None: all images of the split must have the same size.
-        reference: ``mean`` camera of inputs and targets (full schedule), or the ``first`` input camera (ar schedule).
+        reference: ``mean`` camera of inputs and targets (full schedule), the ``first`` input camera (ar schedule), or
+            the ``scene``'s own world.
 
     Raises:
         SceneError: as :func:`load_views`, and where the poses cannot be normalised (all cameras in one place).
@@ -90,10 +109,7 @@ def load_split(
     _check_positions(scene, indices)
     if size is None:
         size = _common_size(scene, indices)
-    try:
-        normalization = normalize_poses(_camera_to_world(scene, indices), reference)
-    except UserError as error:
-        raise SceneError(f"scene {scene.name}: {error}") from error
+    normalization = normalize_split(scene, split, reference)
 
     def load(part: Sequence[int], already: int) -> Views:
         def report(done: int, _: int) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tttlrm.cameras import Views
+from tttlrm.config import PoseReference
 from tttlrm.errors import UserError
 from tttlrm.scenes.procedural import ProceduralBatch, ProceduralSpec, make_batch
-from tttlrm.training.poses import PoseFrame, normalize_batch
+from tttlrm.training.poses import normalize_batch
 
 TRAJECTORY_VIEWS = 32
 """Views that are made of each scene, of which inputs and targets are taken: these are the same whatever is asked for,
@@ -60,7 +61,7 @@ def held_out_scenes(
     num_inputs: int,
     num_targets: int,
     size: tuple[int, int],
-    poses: PoseFrame,
+    poses: PoseReference,
     device: torch.device | str = "cpu",
 ) -> HeldOutScenes:
     """Make scenes and split their views. The targets depend on ``num_targets`` alone, not on ``num_inputs``."""
@@ -84,7 +85,7 @@ def make_trajectories(
     return make_batch(spec, indices, TRAJECTORY_VIEWS, size, device)
 
 
-def split_scenes(batch: ProceduralBatch, num_inputs: int, num_targets: int, poses: PoseFrame) -> HeldOutScenes:
+def split_scenes(batch: ProceduralBatch, num_inputs: int, num_targets: int, poses: PoseReference) -> HeldOutScenes:
     """Inputs and targets of scenes, their poses normalised together."""
     inputs, targets = split_views(num_inputs, num_targets)
     at = torch.tensor([*inputs, *targets], device=batch.depths.device)

@@ -5,17 +5,13 @@ The same mapping as :func:`tttlrm.cameras.normalize_poses`, which is for one sce
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-PoseFrame = Literal["scene", "mean", "first"]
-"""``scene``: the scene's own frame and units. ``mean``, ``first``: that camera is the origin, and the largest absolute
-coordinate of a camera position is 1."""
+from tttlrm.config import PoseReference
 
 
-def normalize_batch(camera_to_world: Tensor, frame: PoseFrame) -> tuple[Tensor, Tensor]:
+def normalize_batch(camera_to_world: Tensor, frame: PoseReference) -> tuple[Tensor, Tensor]:
     """Poses of a batch of scenes, each in its own normalised frame.
 
     Args:

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from tttlrm.cameras import Views
-from tttlrm.config import Compute, Schedule
+from tttlrm.config import Compute, PoseReference, Schedule
 from tttlrm.errors import SceneError
 from tttlrm.lpips import Lpips
 from tttlrm.metrics import psnr, ssim
 from tttlrm.model import TTTLRM
 from tttlrm.rendering import render
-from tttlrm.scenes import load_split, load_views, read_scene, select_views
+from tttlrm.scenes import load_split, read_scene, select_views
 from tttlrm.scenes.procedural import ProceduralBatch, ProceduralSpec
 from tttlrm.training.baselines import mean_color, nearest_view
 from tttlrm.training.heldout import HeldOutScenes, make_trajectories, split_scenes
-from tttlrm.training.poses import PoseFrame
 
 MAX_PSNR = 60.0
 """A view that a trivial prediction hits exactly must not make a mean infinite."""
@@ -96,7 +95,7 @@ def measure_procedural(
     scenes: Iterable[tuple[int, ProceduralBatch]],
     num_views: int,
     num_targets: int,
-    poses: PoseFrame,
+    poses: PoseReference,
     pictures: Pictures,
 ) -> list[Unit]:
     """One unit for each scene."""
@@ -110,20 +109,15 @@ def measure_procedural(
 
 
 def measure_capture(
-    runner: Runner, path: Path, num_views: int, size: tuple[int, int], poses: PoseFrame, pictures: Pictures
+    runner: Runner, path: Path, num_views: int, size: tuple[int, int], poses: PoseReference, pictures: Pictures
 ) -> list[Unit]:
     """One unit for each test view of a capture."""
     scene = read_scene(path)
     split = select_views(scene, num_views)
-    if poses == "scene":
-        views = load_views(scene, [*split.inputs, *split.targets], size).to(torch.float32)
-        inputs, targets = views.select(range(num_views)), views.select(range(num_views, views.num_views))
-    else:
-        loaded = load_split(scene, split, size, poses)
-        inputs, targets = loaded.inputs, loaded.targets
     if not split.targets:
         raise SceneError(f"scene {scene.name}: has no test views")
-    inputs, targets = inputs.to(runner.device), targets.to(runner.device)
+    loaded = load_split(scene, split, size, poses)
+    inputs, targets = loaded.inputs.to(runner.device), loaded.targets.to(runner.device)
     columns, images = _measure(runner, inputs, targets, None)
     for position, index in enumerate(split.targets):
         pictures(index, _strip(inputs, targets.select(range(position, position + 1)), images[position : position + 1]))

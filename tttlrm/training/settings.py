@@ -236,6 +236,11 @@ class TrainingSettings:
                 raise UserError("data.input_targets is larger than the smallest number of input views")
         if self.schedule.kind == "ar" and not self.data.ordered:
             raise UserError("schedule.kind=ar needs data.ordered=true: its chunks are consecutive views")
+        if self.data.poses != self.model.pose_reference(self.schedule):
+            raise UserError(
+                f"data.poses={self.data.poses} is not what model.poses={self.model.poses} means with the "
+                f"{self.schedule.kind} schedule: {self.model.pose_reference(self.schedule)}"
+            )
 
     def loss_of(self, phase: Phase) -> LossWeights:
         return phase.loss or self.loss
