@@ -23,6 +23,7 @@ BACKENDS = ("auto", *_SDPA, "flash-attn", "xformers")
 """``auto``: cuDNN's kernel for half precision on Hopper GPUs and newer (the fastest one measured there), otherwise
 PyTorch's own choice. ``sdpa``: PyTorch's choice; ``sdpa-*``: that kernel of PyTorch, or an error."""
 
+_MODULES = {"flash-attn": "flash_attn", "xformers": "xformers.ops"}
 _INSTALL = {
     "flash-attn": "pip install flash-attn --no-build-isolation (needs the CUDA toolkit)",
     "xformers": "pip install xformers",
@@ -43,21 +44,30 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     Raises:
         BackendUnavailableError: the backend is unknown, not installed, or cannot run on these tensors.
     """
+    require_backend(backend)
     if backend == "auto":
         backend = "sdpa-cudnn" if _prefers_cudnn(q) else "sdpa"
     if backend in _SDPA:
         return _sdpa(q, k, v, backend)
     if backend == "flash-attn":
-        module = _import("flash_attn", backend)
+        module = _import(_MODULES[backend], backend)
         _require_half_cuda(q, backend)
         result: Tensor = module.flash_attn_func(q, k, v)
         return result
     if backend == "xformers":
-        module = _import("xformers.ops", backend)
+        module = _import(_MODULES[backend], backend)
         _require_half_cuda(q, backend)
         result = module.memory_efficient_attention(q, k, v)
         return result
-    raise BackendUnavailableError(f"unknown attention backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    raise AssertionError(backend)
+
+
+def require_backend(backend: str) -> None:
+    """Raise BackendUnavailableError if the backend is unknown or not installed."""
+    if backend not in BACKENDS:
+        raise BackendUnavailableError(f"unknown attention backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+    if backend in _MODULES:
+        _import(_MODULES[backend], backend)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:

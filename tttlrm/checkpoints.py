@@ -98,7 +98,14 @@ def check_state(state: Mapping[str, Tensor], model: TTTLRM, path: Path) -> None:
         if state[key].shape != expected[key].shape
     ]
     mistyped = [f"{key} ({state[key].dtype})" for key in shared if not state[key].is_floating_point()]
-    kinds = {"missing": missing, "extra": extra, "of another shape": misshapen, "not floating-point": mistyped}
+    not_finite = [key for key in shared if state[key].is_floating_point() and not state[key].isfinite().all()]
+    kinds = {
+        "missing": missing,
+        "extra": extra,
+        "of another shape": misshapen,
+        "not floating-point": mistyped,
+        "not finite": not_finite,
+    }
     problems = [f"{len(keys)} {kind}: {_shorten(keys)}" for kind, keys in kinds.items() if keys]
     if problems:
         raise CheckpointError(f"{path}: the parameters do not fit the model; " + "; ".join(problems))
@@ -153,4 +160,5 @@ def _shorten(keys: list[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.split(". ")[0][:300]

@@ -44,7 +44,7 @@ Writes renders/, metrics.csv and report.json, as `tttlrm reconstruct` does.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 failure, 2 wrong usage or input, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    previous = signal.signal(signal.SIGTERM, _terminate)  # so that temporary folders are removed
+    previous = _catch_termination()
     try:
         options.run(options)
     except UserError as error:
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RankError as error:
         return _fail(str(error), EXIT_FAILURE)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return EXIT_OK
 
 
@@ -209,6 +210,16 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH in pixels, such as 536x960, not {text!r}")
     return int(match[1]), int(match[2])
+
+
+def _catch_termination() -> dict[int, Any]:
+    """End on SIGTERM and SIGHUP as on an exception, so that temporary folders are removed; nohup stays in force.
+
+    Returns:
+        The handlers that were there before, by signal.
+    """
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, _terminate) for number in numbers}
 
 
 def _terminate(signal_number: int, frame: object) -> NoReturn:

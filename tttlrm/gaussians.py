@@ -62,6 +62,13 @@ class Gaussians:
         """Share of Gaussians with an opacity above the threshold ("Gaussian usage" of paper table 5)."""
         return float((self.opacities > threshold).double().mean())
 
+    def count_not_finite(self) -> int:
+        """Gaussians (of all scenes) with a value that is infinite or not a number."""
+        finite = self.opacity_logits.isfinite()
+        for tensor in (self.positions, self.log_scales, self.quaternions, self.sh.flatten(-2)):
+            finite = finite & tensor.isfinite().all(dim=-1)
+        return int((~finite).sum())
+
     def prune(self, keep_ratio: float, random_ratio: float, seed: int) -> Gaussians:
         """Keep the most opaque Gaussians, and a random share of the rest, of a single scene.
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ FRAME_GAP = 4
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Refuse a folder that exists, or, with ``overwrite``, one that does not hold an earlier result of ours."""
+    output = Path(os.path.abspath(output))
     if not os.path.lexists(output):
         return
     if not overwrite:
@@ -44,18 +45,27 @@ def staging_folder(output: Path, overwrite: bool) -> Iterator[Path]:
 
     Folders above ``output`` are made as needed, and removed again after a failure.
     """
+    output = Path(os.path.abspath(output))
     check_output(output, overwrite)
-    made = _make_parents(output.absolute().parent)
-    staging = output.absolute().with_name(f".{output.absolute().name}.{secrets.token_hex(6)}.partial")
+    made = _make_parents(output.parent)
+    staging = output.with_name(f".{output.name}.{secrets.token_hex(6)}.partial")
     try:
-        staging.mkdir()
+        _make_staging(staging, output)
         yield staging
         _put_in_place(staging, output, overwrite)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
-        for folder in made:
-            folder.rmdir()
+        with suppress(OSError):  # someone else may use them meanwhile
+            for folder in made:
+                folder.rmdir()
         raise
+
+
+def _make_staging(staging: Path, output: Path) -> None:
+    try:
+        staging.mkdir()
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
 def _make_parents(folder: Path) -> list[Path]:

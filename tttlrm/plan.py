@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from tttlrm.attention import BACKENDS
+from tttlrm.attention import require_backend
 from tttlrm.cameras import Cameras, PoseNormalization
 from tttlrm.checkpoints import digest, read_checkpoint
 from tttlrm.config import Compute, ModelConfig, Schedule
@@ -194,10 +194,7 @@ def _check_settings(settings: Settings) -> None:
         raise UserError("no weights given: name a checkpoint with --weights, or try the command with --random-weights")
     if settings.weights is not None and settings.random_weights:
         raise UserError("--weights and --random-weights exclude each other")
-    if settings.attention_backend not in BACKENDS:
-        raise BackendUnavailableError(
-            f"unknown attention backend {settings.attention_backend!r}; choose one of {', '.join(BACKENDS)}"
-        )
+    require_backend(settings.attention_backend)
     for name, value, least in (
         ("sp_size", settings.sp_size, 1),
         ("video_frames", settings.video_frames or 0, 0),
@@ -249,7 +246,7 @@ def _image_size(scene: Scene, split: ViewSplit, size: tuple[int, int] | None, pa
         sizes = {(scene.frames[i].height, scene.frames[i].width) for i in (*split.inputs, *split.targets)}
         if len(sizes) > 1:
             listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
-            raise SceneError(f"scene {scene.name}: its images have different sizes ({listed}); give one with --size")
+            raise SceneError(f"{scene.file}: its images have different sizes ({listed}); give one with --size")
         return evaluation_size(*sizes.pop(), patch)
     return check_size(size, patch)
 

@@ -31,6 +31,9 @@ def write_gaussians(gaussians: Gaussians, path: Path, comment: str = "") -> None
 
     if gaussians.positions.ndim != 2:
         raise UserError(f"{path.name}: only Gaussians of a single scene can be saved, not a batch")
+    bad = gaussians.count_not_finite()
+    if bad:
+        raise UserError(f"{path.name}: {bad} of the {len(gaussians)} Gaussians have values that are not finite")
     values = _to_columns(gaussians)
     names = _property_names(gaussians.sh.shape[-2])
     vertices = values.numpy().view([(name, "<f4") for name in names])[:, 0]

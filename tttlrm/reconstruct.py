@@ -98,7 +98,13 @@ def _run_network(
             hook.remove()
     with clock.stage("decode"):
         gaussians = model.decode(tokens, batch, shard, range(shard.num_views), plan.compute).scene(0)
-        return gaussians.to(torch.float32)
+    bad = gaussians.count_not_finite()
+    if bad:
+        raise UserError(
+            f"{plan.scene.file}: {bad} of the {len(gaussians)} Gaussians are not finite with {plan.origin.weights} in "
+            f"{plan.compute.dtype}; check the scene's poses and intrinsics, or try --dtype float32"
+        )
+    return gaussians.to(torch.float32)
 
 
 def _load_model(plan: Plan, device: torch.device) -> TTTLRM:

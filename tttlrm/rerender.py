@@ -47,7 +47,7 @@ def render_ply(settings: RenderSettings, progress: Progress) -> None:
         raise SceneError(f"{settings.ply}: was made from scene {origin.scene}, not {scene.name}")
     indices = test_views(scene)
     if not indices:
-        raise SceneError(f"scene {scene.name}: has no test views to render")
+        raise SceneError(f"{scene.file}: has no test views to render")
     clock = StageClock(device)
     with staging_folder(settings.output, settings.overwrite) as staging:
         with clock.stage("read test views"), progress.task("read test views", len(indices)) as done:

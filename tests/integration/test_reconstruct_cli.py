@@ -303,6 +303,28 @@ def test_damaged_image_leaves_nothing(
     assert left_behind(tmp_path) == ["broken"]
 
 
+def test_gaussians_that_are_not_finite_are_an_error(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decode = TTTLRM.decode
+
+    def broken(*arguments: Any) -> Gaussians:
+        gaussians = decode(*arguments)
+        gaussians.positions[..., 3, 0] = float("nan")
+        return gaussians
+
+    monkeypatch.setattr(TTTLRM, "decode", broken)
+    fails(command(scene, tmp_path / "out", *FAST), "1 of the 3072 Gaussians are not finite", capsys)
+    assert left_behind(tmp_path) == []
+
+
+def test_output_that_cannot_be_made_is_named(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "n" * 250  # the folder itself could be made, but not the temporary one beside it
+    fails(command(scene, tmp_path / name, *FAST), f"{name}: cannot be written", capsys)
+    fails(command(scene, tmp_path / "new" / "..", *FAST), f"{tmp_path}: exists already", capsys)
+    assert left_behind(tmp_path) == []
+
+
 def test_existing_output_is_kept(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     output.mkdir()
@@ -346,7 +368,7 @@ def living_processes(group: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("sp_size", [1, 2])
 def test_interrupted_run_leaves_nothing(

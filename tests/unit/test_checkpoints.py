@@ -87,6 +87,14 @@ def test_every_mismatch_is_listed(tmp_path: Path, suffix: str) -> None:
         assert part in str(error.value)
 
 
+def test_parameters_must_be_finite(tmp_path: Path) -> None:
+    state = dict(CASE.state)
+    state["decoder.1.weight"] = state["decoder.1.weight"].clone()
+    state["decoder.1.weight"][3, 4] = float("nan")
+    with pytest.raises(CheckpointError, match=r"1 not finite: decoder\.1\.weight"):
+        load_model(save_pickle(tmp_path / "model.pt", state), config=CASE.config)
+
+
 class Hostile:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

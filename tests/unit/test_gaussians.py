@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tttlrm.errors import UserError
 from tttlrm.gaussians import Gaussians, default_pruning
 
 
@@ -85,6 +87,18 @@ def test_ties_keep_the_earlier() -> None:
     gaussians = some_gaussians(10)
     equal = Gaussians(torch.arange(10.0)[:, None].expand(-1, 3), *gaussians.tensors[1:4], torch.zeros(10))
     assert equal.prune(0.3, 0.0, 0).positions[:, 0].tolist() == [0, 1, 2]
+
+
+def test_not_finite_gaussians_are_counted_and_not_saved(tmp_path: Path) -> None:
+    gaussians = some_gaussians(10)
+    assert gaussians.count_not_finite() == 0
+    gaussians.positions[2, 1] = float("nan")
+    gaussians.sh[2, 0, 0] = float("inf")
+    gaussians.opacity_logits[7] = float("-inf")
+    assert gaussians.count_not_finite() == 2
+    with pytest.raises(UserError, match=r"g\.ply: 2 of the 10 Gaussians"):
+        gaussians.save_ply(tmp_path / "g.ply")
+    assert not list(tmp_path.iterdir())
 
 
 def test_usage() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +134,10 @@ def test_missing_properties_and_elements(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     gaussians = random_gaussians(4, 1)
-    gaussians.log_scales[2, 1] = float("nan")
+    gaussians.log_scales[2, 1] = 1234.5
     write_gaussians(gaussians, tmp_path / "a.ply")
+    data = (tmp_path / "a.ply").read_bytes()
+    assert data.count(struct.pack("<f", 1234.5)) == 1
+    (tmp_path / "a.ply").write_bytes(data.replace(struct.pack("<f", 1234.5), struct.pack("<f", math.nan)))
     with pytest.raises(UserError, match="property scale_1 of vertex 2 is not finite"):
         read_gaussians(tmp_path / "a.ply")

@@ -209,7 +209,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("index", [2, -1])
 def test_frame_that_does_not_exist(tmp_path: Path, index: int) -> None:
     scene = make_scene(tmp_path, [noise(8, 12), noise(8, 12)])
-    with pytest.raises(SceneError, match=f"scene made: frame {index} does not exist, there are 2 frames"):
+    with pytest.raises(SceneError, match=f"frame {index} does not exist, there are 2 frames"):
         load_views(scene, [0, index])
 
 
@@ -263,7 +263,7 @@ def test_split_without_targets(tmp_path: Path) -> None:
 
 def test_split_of_cameras_in_one_place_names_the_scene(tmp_path: Path) -> None:
     scene = make_scene(tmp_path, [noise(8, 12)])
-    with pytest.raises(SceneError, match="scene made: cannot normalise poses"):
+    with pytest.raises(SceneError, match="opencv_cameras.json: cannot normalise poses"):
         load_split(scene, ViewSplit((0,), (), "test"), reference="first")
 
 

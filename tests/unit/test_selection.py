@@ -92,7 +92,7 @@ def test_views_are_distinct_sorted_and_not_held_out(num_frames: int, data: st.Da
 
 
 def test_fewer_frames_than_views() -> None:
-    with pytest.raises(SceneError, match="made: 15 input views asked for, but only 14 of its 16 frames"):
+    with pytest.raises(SceneError, match="opencv_cameras.json: 15 input views asked for, but only 14 of its 16 frames"):
         select_views(scene_of(ring(16)), 15)
     assert len(select_views(scene_of(ring(16)), 14).inputs) == 14
 

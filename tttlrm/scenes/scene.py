@@ -25,6 +25,10 @@ SCENE_FILE = "opencv_cameras.json"
 RIGID_TOLERANCE = 1e-3
 """Largest allowed entry of R R^T - I: room for poses written with four decimals, none for a scaled or sheared one."""
 
+LARGEST = 1e9
+"""Of any number in a scene file, in size: the tensors are in single precision, and squares must fit too."""
+SHORTEST_FOCAL = 1e-3
+
 Matrix = tuple[tuple[float, ...], ...]
 
 
@@ -59,6 +63,7 @@ class Scene:
         frames: in the order of the scene file.
         target_frames: positions of the held-out test views, or None where the scene file does not state them.
         input_frames: positions of the input views, by their number.
+        file_name: of the scene file, in ``root``.
     """
 
     name: str
@@ -66,6 +71,12 @@ class Scene:
     frames: tuple[Frame, ...]
     target_frames: tuple[int, ...] | None = None
     input_frames: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    file_name: str = SCENE_FILE
+
+    @property
+    def file(self) -> Path:
+        """The scene file, as error messages name it."""
+        return self.root / self.file_name
 
     def image_path(self, index: int) -> Path:
         return self.root / self.frames[index].file_path
@@ -101,7 +112,7 @@ def read_scene(path: str | Path) -> Scene:
     frames = tuple(_parse_frame(entry, f"{file}: frame {i}") for i, entry in enumerate(content["frames"]))
     _check_files(frames, file)
     targets, inputs = _parse_selections(content, len(frames), file)
-    return Scene(_parse_name(content, file), root, frames, targets, inputs)
+    return Scene(_parse_name(content, file), root, frames, targets, inputs, file.name)
 
 
 def _scene_file(path: Path) -> Path:
@@ -167,6 +178,8 @@ def _parse_number(value: Any, key: str, where: str) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise SceneError(f"{where}: {key} must be finite, not {number}")
+    if abs(number) > LARGEST:
+        raise SceneError(f"{where}: {key} must not be larger than {LARGEST:g} in size, but is {number:g}")
     return number
 
 
@@ -181,6 +194,8 @@ def _parse_focal(entry: Mapping[str, Any], key: str, where: str) -> float:
     number = _parse_number(entry[key], key, where)
     if number <= 0:
         raise SceneError(f"{where}: focal length {key} must be positive, not {number}")
+    if number < SHORTEST_FOCAL:
+        raise SceneError(f"{where}: focal length {key} must be at least {SHORTEST_FOCAL:g} pixels, not {number:g}")
     return number
 
 

@@ -42,14 +42,14 @@ def select_views(scene: Scene, num_views: int) -> ViewSplit:
         shared = [index for index in inputs if index in held_out]
         if shared:
             raise SceneError(
-                f"scene {scene.name}: frame {shared[0]} of input_frames_{num_views} is held out as a test view "
+                f"{scene.file}: frame {shared[0]} of input_frames_{num_views} is held out as a test view "
                 f"(every {TEST_EVERY}th frame is, unless target_frames says otherwise)"
             )
         return ViewSplit(inputs, targets, "scene file")
     candidates = np.array([i for i in range(len(scene.frames)) if i not in held_out], dtype=np.int64)
     if len(candidates) < num_views:
         raise SceneError(
-            f"scene {scene.name}: {num_views} input views asked for, but only {len(candidates)} of its "
+            f"{scene.file}: {num_views} input views asked for, but only {len(candidates)} of its "
             f"{len(scene.frames)} frames are not held out as test views"
         )
     chosen = kmeans_views(scene.world_to_camera()[candidates], num_views)

@@ -49,7 +49,7 @@ def load_views(
     _check_positions(scene, indices)
     height, width = _common_size(scene, indices) if size is None else size
     if min(height, width) < 1:
-        raise SceneError(f"scene {scene.name}: cannot resize images to {width}x{height} pixels (width x height)")
+        raise SceneError(f"{scene.file}: cannot resize images to {width}x{height} pixels (width x height)")
 
     images = torch.empty(len(indices), 3, height, width)
 
@@ -85,7 +85,7 @@ def normalize_split(scene: Scene, split: ViewSplit, reference: PoseReference) ->
     try:
         return normalize_poses(_camera_to_world(scene, [*split.inputs, *split.targets]), reference)
     except UserError as error:
-        raise SceneError(f"scene {scene.name}: {error}") from error
+        raise SceneError(f"{scene.file}: {error}") from error
 
 
 def load_split(
@@ -126,12 +126,12 @@ def load_split(
 def _check_positions(scene: Scene, indices: Sequence[int]) -> None:
     for index in indices:
         if not 0 <= index < len(scene.frames):
-            raise SceneError(f"scene {scene.name}: frame {index} does not exist, there are {len(scene.frames)} frames")
+            raise SceneError(f"{scene.file}: frame {index} does not exist, there are {len(scene.frames)} frames")
 
 
 def _common_size(scene: Scene, indices: Sequence[int]) -> tuple[int, int]:
     if not indices:
-        raise SceneError(f"scene {scene.name}: without frames to read, a size is needed")
+        raise SceneError(f"{scene.file}: without frames to read, a size is needed")
     first = scene.frames[indices[0]]
     for index in indices:
         frame = scene.frames[index]

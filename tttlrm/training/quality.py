@@ -115,7 +115,7 @@ def measure_capture(
     scene = read_scene(path)
     split = select_views(scene, num_views)
     if not split.targets:
-        raise SceneError(f"scene {scene.name}: has no test views")
+        raise SceneError(f"{scene.file}: has no test views")
     loaded = load_split(scene, split, size, poses)
     inputs, targets = loaded.inputs.to(runner.device), loaded.targets.to(runner.device)
     columns, images = _measure(runner, inputs, targets, None)
