@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from tttlrm.errors import UserError
@@ -27,10 +28,12 @@ Keys (Hydra syntax; quote those with brackets):
   retry=none          failed: run failed cells again; all: run everything again
   dry_run=true        show cells and jobs, run nothing
   report_only=true    render the table again from its records
-  'cells.sp_size=[1]' 'cells.rows=[1,2]' 'cells.kinds=[speed]'   which of the table's cells
+  'cells.rows=[1,2]' 'cells.kinds=[speed]'   run only these of the table's cells now; the table stays whole
+  'cells.sp_size=[1]' 'cells.seeds=[0,1]'    how many ranks and seeds each row is run with
   profile.sampling.limit_s=10   any key that --print-config shows
 
-Exit codes: 0 every cell has a result or a reason why it cannot have one; 1 some failed; 2 wrong usage; 130 interrupted.
+Exit codes: 0 every cell asked for has a result or a reason why it cannot have one; 1 some failed or did not run;
+2 wrong usage, or a file that cannot be read or written; 130 interrupted.
 """
 
 
@@ -39,15 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments):
         print(HELP, end="")
         return 0
-    signal.signal(signal.SIGTERM, _interrupt)  # so that workers are ended as well
     try:
-        return _dispatch(arguments)
+        with _interruptible():
+            return _dispatch(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(f"error: {error}", 2)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"error: {name}{error.strerror or error}", 2)
     except KeyboardInterrupt:
-        print("interrupted; what was recorded stays, the same command goes on from there", file=sys.stderr)
-        return 130
+        return _fail("interrupted; what was recorded stays, the same command goes on from there", 130)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -85,8 +89,28 @@ def _print_config(overrides: list[str]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, so that workers are ended as well."""
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored: started with nohup, to outlive its terminal
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, _interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _fail(message: str, status: int) -> int:
+    with contextlib.suppress(OSError):  # a terminal that hung up takes no message
+        print(message, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.measured import Found
 from bench.records import Record
 from bench.run import Work
 from bench.settings import Settings
@@ -19,9 +18,7 @@ def describe_cells(work: Work) -> str:
         if row.left_out:
             lines.append(f"    left out: {row.left_out}")
         for cell_id in (cell_id for ids in row.cells.values() for cell_id in ids):
-            lines.append(
-                f"    {cell_id}  {plan.cells[cell_id].label()}: {_state(cell_id, work.found, work.unavailable)}"
-            )
+            lines.append(f"    {cell_id}  {plan.cells[cell_id].label()}: {_state(cell_id, work)}")
     return "\n".join(lines)
 
 
@@ -48,10 +45,12 @@ def describe_tables(settings: Settings) -> str:
     return f"tables: {tables}\nprofiles: {profiles}\nclusters: {clusters}\nchosen: {chosen}"
 
 
-def _state(cell_id: str, found: Found, unavailable: dict[str, str]) -> str:
-    record = found.get(cell_id)
+def _state(cell_id: str, work: Work) -> str:
+    record = work.found.get(cell_id)
     if isinstance(record, Record):
         return record.status.replace("_", " ") + (f" ({record.reason})" if record.reason else "")
     if record is not None:
         return "record damaged"
-    return f"unavailable ({unavailable[cell_id]})" if cell_id in unavailable else "not run"
+    if cell_id in work.unavailable:
+        return f"unavailable ({work.unavailable[cell_id]})"
+    return "not run" if cell_id in work.asked else "not run, not asked for"

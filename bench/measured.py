@@ -84,7 +84,7 @@ def is_disturbed(records: Sequence[Record]) -> bool:
 
 def _absent(row: PlanRow, column: Column, ids: Sequence[str], found: Found) -> tuple[str, str] | None:
     if not ids:
-        return "not run", row.left_out or f"no {column.kind} run was asked for (cells.kinds)"
+        return "not run", row.left_out or f"the plan has no {column.kind} run"
     for cell_id in ids:
         record = found.get(cell_id)
         if record is None:

@@ -13,7 +13,7 @@ from bench.environment import machine_label
 from bench.errors import SettingsError
 from bench.paper import PaperRow, load_paper
 from bench.plans import Plan, PlanRow
-from bench.settings import DatasetSettings, Settings
+from bench.settings import CellSettings, DatasetSettings, Settings
 from tttlrm.config import ModelConfig
 from tttlrm.errors import UserError
 from tttlrm.files import sha256_of
@@ -39,7 +39,7 @@ class Planned:
 
 
 def plan_table(settings: Settings) -> Planned:
-    """All cells of the table, in the paper's order."""
+    """All cells of the table, in the paper's order, whichever of them are asked for (:func:`asked_cells`)."""
     table = settings.table
     paper_table = load_paper(table.paper).table(table.name)
     if paper_table.version != table.version:
@@ -48,9 +48,9 @@ def plan_table(settings: Settings) -> Planned:
     rows: list[PlanRow] = []
     cells: dict[str, Cell] = {}
     locations: dict[str, Locations] = {}
-    for position, row in enumerate(paper_table.rows, start=1):
+    for row in paper_table.rows:
         for sp_size in settings.cells.sp_size:
-            reason = _left_out(settings, position, row)
+            reason = _left_out(settings, row)
             made = {} if reason else _row_cells(settings, row, sp_size)
             rows.append(
                 PlanRow(
@@ -79,30 +79,38 @@ def plan_table(settings: Settings) -> Planned:
     return Planned(plan.sealed(), locations)
 
 
+def asked_cells(plan: Plan, choice: CellSettings) -> frozenset[str]:
+    """Ids of the plan's cells that ``cells.rows`` and ``cells.kinds`` ask for.
+
+    Raises SettingsError if the paper's table has no such row.
+    """
+    keys = [row.key for row in load_paper(plan.paper).table(plan.table).rows]
+    positions = range(1, len(keys) + 1) if choice.rows is None else choice.rows
+    outside = [position for position in positions if not 1 <= position <= len(keys)]
+    if outside:
+        raise SettingsError(f"cells.rows: {plan.table} has rows 1 to {len(keys)}, not {outside[0]}")
+    asked = {keys[position - 1] for position in positions}
+    rows = [row for row in plan.rows if row.paper_row in asked]
+    return frozenset(cell_id for row in rows for kind in choice.kinds for cell_id in row.cells.get(kind, ()))
+
+
 def _check_columns(settings: Settings, columns: tuple[str, ...]) -> None:
     for column in columns:
         if column not in settings.table.columns:
             raise SettingsError(f"{settings.table.name} does not say how the paper's column {column} is measured")
         if column not in settings.tolerances:
             raise SettingsError(f"tolerances has no {column}, a column of {settings.table.name}")
-    rows = settings.cells.rows or ()
-    count = len(load_paper(settings.table.paper).table(settings.table.name).rows)
-    outside = [row for row in rows if not 1 <= row <= count]
-    if outside:
-        raise SettingsError(f"cells.rows: {settings.table.name} has rows 1 to {count}, not {outside[0]}")
 
 
-def _left_out(settings: Settings, position: int, row: PaperRow) -> str | None:
-    if settings.cells.rows is not None and position not in settings.cells.rows:
-        return "not asked for (cells.rows)"
+def _left_out(settings: Settings, row: PaperRow) -> str | None:
     if row.labels["method"] not in settings.table.methods:
         return f"{row.labels['method']} is not a method of this suite"
     return None
 
 
 def _row_cells(settings: Settings, row: PaperRow, sp_size: int) -> dict[Kind, list[tuple[Cell, Locations]]]:
-    seeds = {"quality": settings.cells.seeds, "speed": settings.cells.seeds[:1]}
-    return {kind: [_cell(settings, row, kind, sp_size, seed) for seed in seeds[kind]] for kind in settings.cells.kinds}
+    seeds: dict[Kind, tuple[int, ...]] = {"quality": settings.cells.seeds, "speed": settings.cells.seeds[:1]}
+    return {kind: [_cell(settings, row, kind, sp_size, seed) for seed in of_kind] for kind, of_kind in seeds.items()}
 
 
 def _cell(settings: Settings, row: PaperRow, kind: Kind, sp_size: int, seed: int) -> tuple[Cell, Locations]:

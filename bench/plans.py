@@ -26,8 +26,9 @@ class PlanRow(Frozen):
 
 
 class Plan(Sealed):
-    """What one invocation of the suite asked for. Kept beside the records; a later one with the same table and
-    profile takes its place, and records that it does not name are left alone."""
+    """The whole table as one invocation of the suite configured it, whichever of its cells that one ran. Kept beside
+    the records; a later one with the same table and profile takes its place, and records that it does not name are
+    left alone."""
 
     schema_version: Literal[1] = 1
     suite_version: str = SUITE_VERSION

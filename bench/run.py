@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from bench.locks import is_held
 from bench.measured import Found
 from bench.methods import missing_device, missing_weights
 from bench.outcomes import record_without_result
-from bench.planning import Locations, Planned, plan_table
+from bench.planning import Locations, Planned, asked_cells, plan_table
 from bench.progress import choose_progress
 from bench.records import Record
 from bench.sanitize import local_sanitizer
@@ -36,13 +36,15 @@ class Work:
 
     Attributes:
         found: records there are.
-        unavailable: cell id -> why it cannot be run here.
-        pending: cells to run.
+        asked: ids of the cells that ``cells.rows`` and ``cells.kinds`` ask for.
+        unavailable: cell id -> why it cannot be run here, asked for or not.
+        pending: cells to run, all of them asked for.
     """
 
     planned: Planned
     store: Store
     found: Found
+    asked: frozenset[str]
     unavailable: dict[str, str]
     pending: tuple[Cell, ...]
 
@@ -66,13 +68,16 @@ class Outcome:
     table: Table
     files: tuple[Path, ...]
     exit_code: int
+    asked: int
+    """Cells that ``cells.rows`` and ``cells.kinds`` ask for; the exit code is theirs."""
     kept: int
-    """Cells whose records were there before, perhaps from another day or commit, and were not run again."""
+    """Of these, cells whose records were there before, perhaps from another day or commit, and were not run again."""
 
 
 def find_work(settings: Settings) -> Work:
     """Plan the table and compare it with what is recorded."""
     planned = plan_table(settings)
+    asked = asked_cells(planned.plan, settings.cells)
     store = Store.at(settings.results_dir, planned.plan.machine, planned.plan.table)
     found = store.read_all(planned.plan.cell_ids())
     unavailable = {}
@@ -81,9 +86,9 @@ def find_work(settings: Settings) -> Work:
         reason = why_unavailable(cell, planned.locations[cell_id])
         if reason is not None:
             unavailable[cell_id] = reason
-        elif _must_run(found.get(cell_id), settings.retry):
+        elif cell_id in asked and _must_run(found.get(cell_id), settings.retry):
             pending.append(cell)
-    return Work(planned, store, found, unavailable, tuple(pending))
+    return Work(planned, store, found, asked, unavailable, tuple(pending))
 
 
 def why_unavailable(cell: Cell, where: Locations) -> str | None:
@@ -96,7 +101,7 @@ def why_unavailable(cell: Cell, where: Locations) -> str | None:
 
 
 def run_table(settings: Settings, command: Sequence[str] = WORKER) -> Outcome:
-    """Run every cell that has no record yet, and render the table from all records."""
+    """Run every cell asked for that has no record yet, and render the whole table from all records."""
     work = find_work(settings)
     store, plan = work.store, work.planned.plan
     _record_unavailable(work)
@@ -106,8 +111,9 @@ def run_table(settings: Settings, command: Sequence[str] = WORKER) -> Outcome:
         LocalLauncher(settings.cluster.cell_limit_s, progress, command).run(jobs)
     _wait_for_others(store, work.pending)
     table = make_table(plan, store.read_all(plan.cell_ids()))
-    kept = len(plan.cells) - len(work.pending) - len(work.unavailable)
-    return Outcome(table, tuple(write_table(store, table)), exit_code(table), kept)
+    kept = len(work.asked) - len(work.pending) - len(work.asked & work.unavailable.keys())
+    files = tuple(write_table(store, table))
+    return Outcome(table, files, exit_code(table, work.asked), len(work.asked), kept)
 
 
 def report(settings: Settings) -> Outcome:
@@ -116,13 +122,16 @@ def report(settings: Settings) -> Outcome:
     store = Store.at(settings.results_dir, machine, settings.table.name)
     plan_file = store.plan_path(settings.profile.name)
     table = load_table(plan_file)
-    return Outcome(table, tuple(write_table(store, table)), exit_code(table), len(table.records))
+    asked = asked_cells(table.plan, settings.cells)
+    kept = sum(record.cell_id in asked for record in table.records)
+    return Outcome(table, tuple(write_table(store, table)), exit_code(table, asked), len(asked), kept)
 
 
-def exit_code(table: Table) -> int:
-    """0: every cell has a result, or a reason why it cannot have one; 1: some failed or have no record."""
+def exit_code(table: Table, asked: Collection[str] | None = None) -> int:
+    """0: every cell asked for (None: every cell of the table) has a result, or a reason why it cannot have one;
+    1: some failed or have no record."""
     recorded = {record.cell_id: record for record in table.records}
-    return int(any(not _is_settled(recorded.get(cell_id)) for cell_id in table.plan.cells))
+    return int(any(not _is_settled(recorded.get(i)) for i in (table.plan.cells if asked is None else asked)))
 
 
 def summary(outcome: Outcome) -> str:
@@ -136,6 +145,8 @@ def summary(outcome: Outcome) -> str:
         f"{table.plan.table}, profile {table.plan.profile}: {len(table.plan.cells)} cells: {_counted(counts)}",
         f"{len(table.verdicts)} printed numbers: {_counted(verdicts.items())}",
     ]
+    if outcome.asked < len(table.plan.cells):
+        lines.append(f"{outcome.asked} of the cells were asked for (cells.rows, cells.kinds)")
     if outcome.kept:
         lines.append(f"{outcome.kept} cells had been recorded before and were not run again (retry=all would)")
     for record in table.records:
@@ -159,6 +170,8 @@ def _must_run(found: Record | Damaged | None, retry: str) -> bool:
 def _record_unavailable(work: Work) -> None:
     sanitizer = local_sanitizer()  # as the record's own reason was
     for cell_id, found_reason in work.unavailable.items():
+        if cell_id not in work.asked:
+            continue
         before, reason = work.found.get(cell_id), sanitizer.text(found_reason)
         if isinstance(before, Record) and (before.status == "ok" or before.reason == reason):
             continue  # a result stays a result when its inputs are gone

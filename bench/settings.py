@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from bench.cells import Kind, Precision, Sampling, ScheduleChoice
 from bench.errors import SettingsError
 from bench.schema import Frozen
+from tttlrm.attention import BACKENDS
 
 
 class Column(Frozen):
@@ -93,15 +94,37 @@ class ClusterSettings(Frozen):
 class CellSettings(Frozen):
     kinds: tuple[Kind, ...]
     rows: tuple[int, ...] | None
-    sp_size: tuple[int, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    sp_size: tuple[int, ...]
+    seeds: tuple[int, ...]
     attention_backend: str
+
+    @field_validator("kinds", "rows", "sp_size", "seeds")
+    @classmethod
+    def _not_empty(cls, value: tuple[Any, ...] | None, info: ValidationInfo) -> tuple[Any, ...] | None:
+        if value is not None and not value:
+            hint = ", or null for all" if info.field_name == "rows" else ""
+            raise ValueError(f"the list is empty; give at least one value{hint}")
+        return value
 
     @field_validator("sp_size")
     @classmethod
     def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if min(value) < 1:
             raise ValueError("every sp_size must be at least 1")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _not_negative(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 0:
+            raise ValueError(f"every seed must be at least 0, not {min(value)}")
+        return value
+
+    @field_validator("attention_backend")
+    @classmethod
+    def _known_backend(cls, value: str) -> str:
+        if value not in BACKENDS:
+            raise ValueError(f"unknown attention backend {value!r}; choose one of {', '.join(BACKENDS)}")
         return value
 
     @field_validator("kinds", "rows", "sp_size", "seeds")
@@ -181,7 +204,10 @@ def parse_settings(values: dict[str, Any]) -> Settings:
 
 def describe(error: ValidationError) -> str:
     """The problems of a pydantic error in one line, each with the key it is about."""
-    problems = [f"{'.'.join(str(part) for part in e['loc']) or 'document'}: {e['msg']}" for e in error.errors()[:3]]
+    problems = [
+        f"{'.'.join(str(part) for part in e['loc']) or 'document'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors()[:3]
+    ]
     more = error.error_count() - len(problems)
     return "; ".join(problems) + (f" (and {more} more)" if more else "")
 

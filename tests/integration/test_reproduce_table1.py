@@ -62,12 +62,12 @@ def records(folder: Path, kinds: Sequence[str] = ("quality", "speed")) -> list[R
 def test_it_ends_with_a_table(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = ran
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 cells: 4 ok" in done.stdout and "recorded before" not in done.stdout
+    assert "16 cells: 4 ok, 12 without a record" in done.stdout and "recorded before" not in done.stdout
     assert "32 printed numbers: 6 not comparable, 2 not available, 24 not run" in done.stdout
     markdown = (store(folder).root / "table1-tiny.md").read_text()
     assert "Quality below means nothing yet" in markdown
     assert "not available" in markdown and "not asked for (profile.lpips)" in markdown
-    assert "not asked for (cells.rows)" in markdown
+    assert "no record yet" in markdown
     assert [path.name for path in folder.iterdir()] == ["results"], "nothing else is left in the working folder"
 
 

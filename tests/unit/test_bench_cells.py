@@ -11,8 +11,10 @@ from bench.datasets import evenly_spaced
 from bench.errors import SettingsError
 from bench.jobs import group_cells
 from bench.methods import build_method, missing_device, missing_weights
+from bench.planning import asked_cells, plan_table
+from bench.settings import load_settings
 from bench.store import Store
-from tests.bench_cases import folder_scene, tiny_plan
+from tests.bench_cases import MACHINE, folder_scene, tiny_plan
 from tttlrm.checkpoints import save_model
 from tttlrm.config import ModelConfig
 from tttlrm.model import TTTLRM
@@ -106,18 +108,31 @@ def test_id_of_a_cell_is_the_same_everywhere() -> None:
 
 
 def test_ranks_and_seeds_multiply() -> None:
-    plan = tiny_plan("cells.sp_size=[1,2]", "cells.seeds=[0,1,2]", "cells.rows=[1,2]").plan
+    plan = tiny_plan("cells.sp_size=[1,2]", "cells.seeds=[0,1,2]").plan
     first = plan.rows[:2]
     assert [row.sp_size for row in first] == [1, 2]
     assert [len(row.cells["quality"]) for row in first] == [3, 3]
     assert [len(row.cells["speed"]) for row in first] == [1, 1]
-    assert plan.rows[-1].left_out == "not asked for (cells.rows)" and not plan.rows[-1].cells
+
+
+def test_what_is_asked_for_limits_no_plan() -> None:
+    settings = load_settings([f"machine={MACHINE}", "cells.rows=[1,8]", "cells.kinds=[speed]"])
+    plan = plan_table(settings).plan
+    assert plan == tiny_plan().plan
+    assert asked_cells(plan, settings.cells) == {plan.rows[at].cells["speed"][0] for at in (0, 7)}
+    assert asked_cells(plan, load_settings().cells) == set(plan.cells)
+
+
+@pytest.mark.parametrize("row", [0, 9])
+def test_rows_that_the_paper_has_not_are_refused(row: int) -> None:
+    choice = load_settings([f"cells.rows=[1,{row}]"]).cells
+    with pytest.raises(SettingsError, match=f"cells.rows: table1 has rows 1 to 8, not {row}"):
+        asked_cells(tiny_plan().plan, choice)
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("cells.rows=[9]", "cells.rows"),
         ("~profile.resolutions.512x512", "512x512"),
         ("profile.model.width=63", "width 63"),
         ("~tolerances.ssim", "tolerances has no ssim"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_keys_can_be_overridden(override: str, value: object) -> None:
         ("cells.sp_size=[0]", "cells.sp_size"),
         ("cells.sp_size=[]", "cells.sp_size"),
         ("cells.seeds=[1,1]", "cells.seeds"),
+        ("cells.kinds=[]", "cells.kinds: the list is empty; give at least one value"),
+        ("cells.rows=[]", "cells.rows: the list is empty; give at least one value, or null for all"),
+        ("cells.seeds=[]", "cells.seeds: the list is empty"),
+        ("cells.seeds=[0,-1]", "cells.seeds: every seed must be at least 0, not -1"),
+        (
+            "cells.attention_backend=fast",
+            "cells.attention_backend: unknown attention backend 'fast'; choose one of auto",
+        ),
         ("retry=maybe", "retry"),
         ("machine=../up", "machine"),
         ("profile.sampling.confidence=1.5", "profile.sampling.confidence"),
@@ -67,6 +76,50 @@ def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table=table99"]) == 2
     error = capsys.readouterr().err
     assert "table99" in error and "table1" in error
+
+
+@pytest.mark.parametrize("override", ["cells.rows=[]", "cells.kinds=[]", "cells.seeds=[-1]", "cells.rows=[9]"])
+def test_cells_that_cannot_be_exit_with_2(override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"results_dir={tmp_path / 'results'}", override]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and override.partition("=")[0] in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main([f"results_dir={file}", "machine=here", "cells.rows=[1]", "quiet=true"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {file}/") and lines[0].endswith(": Not a directory")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_interrupt(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.__main__._dispatch", lambda arguments: signal.raise_signal(number))
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        assert main([]) == 130
+        assert signal.getsignal(number) == signal.SIG_DFL, "the caller's handler is put back"
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dispatch(arguments: list[str]) -> int:
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    monkeypatch.setattr("bench.__main__._dispatch", dispatch)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert main([]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

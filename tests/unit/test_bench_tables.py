@@ -107,7 +107,9 @@ def test_exit_code_is_0_only_when_every_cell_is_settled(store: Store) -> None:
     store.write(record(plan.cells[some], status="unavailable", reason="no data"))
     assert exit_code(load_table(store.plan_path("tiny"))) == 0
     store.write(record(plan.cells[some], status="failed", reason="broken"))
-    assert exit_code(load_table(store.plan_path("tiny"))) == 1
+    table = load_table(store.plan_path("tiny"))
+    assert exit_code(table) == 1 and exit_code(table, [some]) == 1
+    assert exit_code(table, set(plan.cells) - {some}) == 0
 
 
 def test_a_plan_without_records_makes_a_whole_table() -> None:
@@ -119,7 +121,7 @@ def test_a_plan_without_records_makes_a_whole_table() -> None:
 
 
 def test_ranks_get_lines_of_their_own() -> None:
-    plan = tiny_plan("cells.sp_size=[1,2]", "cells.rows=[1]").plan
+    plan = tiny_plan("cells.sp_size=[1,2]").plan
     speeds = [plan.cells[row.cells["speed"][0]] for row in plan.rows[:2]]
     found = {cell.id: record(cell, speed=speed_result([0.1 / cell.sp_size] * 12)) for cell in speeds}
     text = table_files(make_table(plan, found))["table1-tiny.md"]

@@ -119,8 +119,9 @@ def test_what_has_no_value_has_a_verdict_with_a_reason() -> None:
     without = record(quality, quality=quality_result({"0": [20.0]}, lpips=None))
     assert verdict(PLAN, "lpips", {quality.id: without}) == Verdict("not available", "no network")
     assert verdict(PLAN, "psnr", {quality.id: without}).kind == "not comparable"
-    speed_only = tiny_plan("cells.kinds=[speed]").plan
-    assert verdict(speed_only, "psnr", {}) == Verdict("not run", "no quality run was asked for (cells.kinds)")
+    speed_only = row.model_copy(update={"cells": {"speed": row.cells["speed"]}})
+    without_quality = PLAN.model_copy(update={"rows": (*PLAN.rows[:7], speed_only)})
+    assert verdict(without_quality, "psnr", {}) == Verdict("not run", "the plan has no quality run")
 
 
 def test_means_are_over_views_then_scenes_then_seeds_are_pooled() -> None:
