@@ -43,7 +43,9 @@ def make_batch(dtype: torch.dtype, num_inputs: int = 4, num_targets: int = 3, sc
     depths = 1.5 + torch.rand(scenes, num_targets, 1, 16, 16, generator=generator).to(dtype)
     masks = (torch.rand(scenes, num_targets, 1, 16, 16, generator=generator) > 0.3).to(dtype)
     inputs, targets = views.select(range(num_inputs)), views.select(range(num_inputs, count))
-    return TrainingBatch(inputs, targets, depths, masks, 0)
+    input_depths = 1.5 + torch.rand(scenes, num_inputs, 1, 16, 16, generator=generator).to(dtype)
+    input_masks = (torch.rand(scenes, num_inputs, 1, 16, 16, generator=generator) > 0.3).to(dtype)
+    return TrainingBatch(inputs, targets, depths, masks, input_depths, input_masks, 0)
 
 
 def make_settings(output: Path, **changes: Any) -> TrainingSettings:

@@ -38,9 +38,18 @@ class ModelConfig:
     near: float = 0.0
     far: float = 500.0
     """Gaussians lie between ``near`` and ``far`` on their pixel's ray."""
+    distance_spacing: Literal["linear", "log"] = "linear"
+    """What a predicted position moves evenly between them: the distance, or its logarithm, which suits scenes that are
+    seen from inside."""
     log_scale_bias: float = -2.3
     log_scale_max: float = -1.2
     opacity_bias: float = -2.0
+    color_residual: bool = False
+    """The constant part of a Gaussian's colour is predicted as a difference from its pixel's colour, so that texture
+    need not pass through the tokens."""
+    scale_unit: Literal["world", "pixel"] = "world"
+    """Unit of predicted standard deviations: the scene's, or the width of a pixel at the Gaussian's distance, which
+    makes them independent of image size and distance."""
 
     def __post_init__(self) -> None:
         for name in ("width", "blocks", "patch", "attention_head", "fast_weight_expansion", "mlp_expansion"):
@@ -57,6 +66,15 @@ class ModelConfig:
             raise UserError(f"model configuration: mixer must be fast_weights or attention, not {self.mixer!r}")
         if self.poses not in ("normalized", "scene"):
             raise UserError(f"model configuration: poses must be normalized or scene, not {self.poses!r}")
+        if self.distance_spacing not in ("linear", "log"):
+            given = repr(self.distance_spacing)
+            raise UserError(f"model configuration: distance_spacing must be linear or log, not {given}")
+        if self.distance_spacing == "log" and not self.near > 0:
+            raise UserError("model configuration: distance_spacing log needs a near of more than 0")
+        if self.scale_unit not in ("world", "pixel"):
+            raise UserError(f"model configuration: scale_unit must be world or pixel, not {self.scale_unit!r}")
+        if not isinstance(self.color_residual, bool):
+            raise UserError(f"model configuration: color_residual must be true or false, not {self.color_residual!r}")
         if not 0 <= self.near < self.far:
             raise UserError(f"model configuration: need 0 <= near < far, not near {self.near} and far {self.far}")
 

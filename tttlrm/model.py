@@ -6,6 +6,7 @@ Q query views, C Gaussian channels a pixel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +20,9 @@ from tttlrm.errors import UserError
 from tttlrm.fast_weights import at_least_float32
 from tttlrm.gaussians import Gaussians
 from tttlrm.parallel import ViewShard, gather_views
+from tttlrm.rendering.spherical_harmonics import BAND0
 
+_MIN_DISTANCE = 1e-4  # a Gaussian in the camera's centre would have no size
 DECODER_GROWTH = 8
 """A decoded token takes the room of about so many others."""
 
@@ -86,7 +89,7 @@ class TTTLRM(nn.Module):
         tiles = []
         for part in self._view_tiles(views, compute):
             rays = ray_images(part.to(stream_dtype))
-            embedded = linear(_patchify(rays, self.config.patch), self.get_parameter("tokenizer.1.weight"), compute)
+            embedded = linear(patchify(rays, self.config.patch), self.get_parameter("tokenizer.1.weight"), compute)
             tiles.append(layer_norm(embedded.to(stream_dtype), self.input_layernorm.weight).flatten(1, 2))
         return torch.cat(tiles, dim=1)
 
@@ -121,14 +124,28 @@ class TTTLRM(nn.Module):
         raw = linear(normed, self.get_parameter("decoder.1.weight"), compute).to(tokens.dtype)
         raw = raw.unflatten(-1, (config.patch**2, config.gaussian_channels)).flatten(2, 3)
         origins, directions = (
-            _patchify(r, config.patch).unflatten(-1, (-1, 3)).flatten(2, 3)
+            patchify(r, config.patch).unflatten(-1, (-1, 3)).flatten(2, 3)
             for r in pixel_rays(views.cameras.to(tokens.dtype))
         )
         position, sh, scale, rotation, opacity = raw.split([3, config.gaussian_channels - 11, 3, 4, 1], dim=-1)
-        depth = config.near + (config.far - config.near) * position.mean(-1, keepdim=True).sigmoid()
-        log_scale = (scale + config.log_scale_bias).clamp(max=config.log_scale_max)
+        depth = self._distances(position.mean(-1, keepdim=True).sigmoid())
+        log_scale = scale + config.log_scale_bias
+        if config.scale_unit == "pixel":
+            focal = views.intrinsics[..., :2].to(depth.dtype).mean(-1)
+            log_scale = log_scale + depth.clamp(min=_MIN_DISTANCE).log() - focal[..., None, None].log()
+        log_scale = log_scale.clamp(max=config.log_scale_max)
+        if config.color_residual:
+            colors = patchify(views.images.movedim(-3, -1), config.patch).unflatten(-1, (-1, 3)).flatten(2, 3)
+            sh = torch.cat([sh[..., :3] + (colors.to(sh.dtype) - 0.5) / BAND0, sh[..., 3:]], dim=-1)
         parts = (origins + depth * directions, sh, log_scale, rotation, opacity + config.opacity_bias)
         return torch.cat(parts, dim=-1)
+
+    def _distances(self, places: Tensor) -> Tensor:
+        """Distances from the camera at places between near (0) and far (1)."""
+        near, far = self.config.near, self.config.far
+        if self.config.distance_spacing == "log":
+            return near * (places * math.log(far / near)).exp()
+        return near + (far - near) * places
 
     def _view_tiles(self, views: Views, compute: Compute) -> list[Views]:
         tokens_per_view = (views.height // self.config.patch) * (views.width // self.config.patch)
@@ -166,7 +183,7 @@ def _unpack(packed: Tensor) -> Gaussians:
     return Gaussians(position, sh.unflatten(-1, (-1, 3)), log_scale, rotation, opacity.squeeze(-1))
 
 
-def _patchify(image: Tensor, patch: int) -> Tensor:
+def patchify(image: Tensor, patch: int) -> Tensor:
     """[B, V, H, W, c] to [B, V, n, p p c]: patches row by row, pixels row by row within, channels fastest."""
     split = image.unflatten(-3, (-1, patch)).unflatten(-2, (-1, patch))
     return split.transpose(-4, -3).flatten(-3).flatten(-3, -2)

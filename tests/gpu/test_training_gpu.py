@@ -26,8 +26,8 @@ WEIGHTS = LossWeights(mse=1, perceptual=0, opacity=0.1, depth=0)
 
 
 def on_gpu(batch: TrainingBatch) -> TrainingBatch:
-    tensors = (batch.depths.to(CUDA), batch.masks.to(CUDA))
-    return TrainingBatch(batch.inputs.to(CUDA), batch.targets.to(CUDA), *tensors, batch.shared)
+    tensors = (batch.depths, batch.masks, batch.input_depths, batch.input_masks)
+    return TrainingBatch(batch.inputs.to(CUDA), batch.targets.to(CUDA), *(t.to(CUDA) for t in tensors), batch.shared)
 
 
 @pytest.mark.parametrize("kind", ["full", "ar"])

@@ -11,7 +11,7 @@ import pytest
 
 from bench.jobs import locks_dir
 from bench.locks import hold, is_held
-from bench.run import Outcome, find_work, run_table
+from bench.run import Outcome, find_work, report, run_table, summary
 from bench.settings import Settings, load_settings
 from bench.store import Store
 from tests.bench_cases import MACHINE, record
@@ -52,7 +52,7 @@ sys.exit(worker.main())
 
 
 def settings(tmp_path: Path, *overrides: str) -> Settings:
-    """Quality cells of all rows, in one job of eight."""
+    """That ask for the quality cells of all rows, which are one job of eight."""
     base = [f"results_dir={tmp_path / 'results'}", f"machine={MACHINE}", "cells.kinds=[quality]", "quiet=true"]
     return load_settings([*base, *overrides])
 
@@ -167,7 +167,7 @@ def test_damaged_records_are_reported_and_replaced_only_when_asked(tmp_path: Pat
     wanted = settings(tmp_path, "cells.rows=[1]")
     run_table(wanted, command(tmp_path, {}))
     work = find_work(wanted)
-    (cell_id,) = work.planned.plan.cells
+    (cell_id,) = work.asked
     path = work.store.record_path(cell_id)
     damaged = path.read_text().replace('"attempt": 1', '"attempt": 7')
     path.write_text(damaged)
@@ -176,6 +176,33 @@ def test_damaged_records_are_reported_and_replaced_only_when_asked(tmp_path: Pat
     assert [d.cell_id for d in outcome.table.damaged] == [cell_id]
     fixed = run_table(settings(tmp_path, "cells.rows=[1]", "retry=failed"), command(tmp_path, {}))
     assert fixed.exit_code == 0
+
+
+def test_part_of_a_table_leaves_the_rest_in_it(tmp_path: Path) -> None:
+    def verdicts(outcome: Outcome, row: int) -> str:
+        return outcome.table.lines[row - 1].cells["psnr"].verdict.kind
+
+    part = settings(tmp_path, "cells.rows=[1]")
+    first = run_table(part, command(tmp_path, {}))
+    assert first.exit_code == 0 and len(first.table.records) == 1
+    assert (verdicts(first, 1), verdicts(first, 2)) == ("not comparable", "not run")
+    assert "16 cells: 1 ok, 15 without a record\n" in summary(first) and "1 of the cells were asked" in summary(first)
+    whole = run_table(settings(tmp_path), command(tmp_path, {}))
+    assert whole.kept == 1 and len(whole.table.records) == 8
+    before = {path: path.read_bytes() for path in whole.files}
+    again = run_table(part, command(tmp_path, {}))
+    assert again.kept == 1 and again.table.plan == whole.table.plan
+    assert {path: path.read_bytes() for path in again.files} == before
+    assert report(part).exit_code == 0
+    everything = settings(tmp_path, "cells.kinds=[quality,speed]", "report_only=true")
+    assert report(everything).exit_code == 1, "the speed runs have no record"
+    assert {path: path.read_bytes() for path in whole.files} == before
+
+
+def test_nothing_is_recorded_of_cells_that_were_not_asked_for(tmp_path: Path) -> None:
+    outcome = run_table(settings(tmp_path, "cells.rows=[1]", "cells.sp_size=[2]"), command(tmp_path, {}))
+    (made,) = outcome.table.records
+    assert made.status == "unavailable" and made.cell.kind == "quality" and outcome.exit_code == 0
 
 
 def test_missing_data_is_unavailable_until_it_is_there(tmp_path: Path) -> None:

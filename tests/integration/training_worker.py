@@ -18,7 +18,7 @@ from tttlrm.training.settings import LossWeights
 from tttlrm.training.step import Differentiation, backpropagate
 
 CASES = (("full", "fast_weights"), ("ar", "fast_weights"), ("full", "attention"))
-WEIGHTS = LossWeights(mse=1, perceptual=0, opacity=0.1, depth=0.05)
+WEIGHTS = LossWeights(mse=1, perceptual=0, opacity=0.1, depth=0.05, points=0.2, coverage=0.1, solidity=0.1)
 
 
 def main(rank: int, size: int, sp_size: int, store: str, dtype: torch.dtype, output: Path) -> None:

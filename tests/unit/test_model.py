@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from tests.model_cases import load_case, relative_error
-from tttlrm.cameras import Views
+from tttlrm.cameras import Views, pixel_rays
+from tttlrm.checkpoints import load_model, save_model
 from tttlrm.config import Compute, ModelConfig, Schedule
 from tttlrm.errors import UserError
 from tttlrm.gaussians import Gaussians
@@ -135,8 +141,88 @@ def test_image_size_must_be_a_multiple_of_the_patch() -> None:
         TTTLRM(SMALL)(cut)
 
 
+def silent(model: TTTLRM) -> TTTLRM:
+    """Without anything predicted: all of the decoder's outputs are 0."""
+    model.get_parameter("decoder.1.weight").data.zero_()
+    return model.double().requires_grad_(False)
+
+
+@pytest.mark.parametrize("sh_degree", [0, 1])
+def test_colour_residual_starts_from_the_pixels_colours(sh_degree: int) -> None:
+    views = load_case("full").scene(torch.float64)
+    config = replace(SMALL, color_residual=True, sh_degree=sh_degree, near=1.0, far=3.0)
+    gaussians = silent(TTTLRM(config))(views, queries=[4, 1])
+    assert float(gaussians.sh[:, 1:].abs().sum()) == 0
+    colors = gaussians.sh[:, 0] * 0.28209479177387814 + 0.5
+    # By where they are, not by their order: the nearest ray of a view is that of the pixel.
+    selected = views.select([4, 1])
+    origins, directions = pixel_rays(selected.cameras)
+    places = (origins + 2 * directions).flatten(0, 2)
+    nearest = torch.cdist(gaussians.positions, places, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
+    assert float(nearest.values.max()) < 1e-9
+    pixels = selected.images.movedim(-3, -1).flatten(0, 2)
+    assert torch.allclose(colors, pixels[nearest.indices], atol=1e-9)
+
+
+def test_colour_residual_is_added_to_what_the_plain_model_predicts() -> None:
+    views = load_case("full").scene(torch.float64)
+    torch.manual_seed(0)
+    model = TTTLRM(SMALL).double().requires_grad_(False)
+    plain = model(views)
+    model.config = replace(SMALL, color_residual=True)
+    colored = model(views)
+    zero = silent(TTTLRM(model.config))(views)
+    assert torch.allclose(colored.sh, plain.sh + zero.sh, atol=1e-12)
+    for name in ("positions", "log_scales", "quaternions", "opacity_logits"):
+        assert torch.equal(getattr(colored, name), getattr(plain, name))
+
+
+def test_scales_in_pixels_grow_with_distance_and_shrink_with_focal_length() -> None:
+    views = load_case("full").scene(torch.float64)
+    intrinsics = views.intrinsics.clone()
+    intrinsics[:, :2] = 40.0
+    intrinsics[3, 0], intrinsics[3, 1] = 60.0, 100.0  # mean 80
+    views = Views(views.images, views.camera_to_world, intrinsics)
+    for far in (3.0, 7.0):
+        config = replace(SMALL, scale_unit="pixel", log_scale_bias=-0.5, log_scale_max=10.0, near=1.0, far=far)
+        scales = silent(TTTLRM(config))(views).log_scales.exp().unflatten(0, (6, -1))
+        pixel = (1 + far) / 2 / 40
+        assert torch.allclose(scales[:3], torch.full_like(scales[:3], pixel * math.exp(-0.5)))
+        assert torch.allclose(scales[3], torch.full_like(scales[3], pixel / 2 * math.exp(-0.5)))
+    limited = replace(config, log_scale_max=-3.0)
+    assert float(silent(TTTLRM(limited))(views).log_scales.max()) == -3
+
+
+@pytest.mark.parametrize(("spacing", "middle"), [("linear", 2.5), ("log", 2.0)])
+def test_distances_are_spaced_evenly_between_near_and_far(spacing: str, middle: float) -> None:
+    views = load_case("full").scene(torch.float64)
+    config = replace(SMALL, near=1.0, far=4.0, distance_spacing=spacing)
+    model = silent(TTTLRM(config))
+    distances = (model(views).positions.unflatten(0, (6, -1)) - views.camera_to_world[:, None, :3, 3]).norm(dim=-1)
+    assert torch.allclose(distances, torch.full_like(distances, middle))
+    torch.manual_seed(0)
+    model = TTTLRM(config).double().requires_grad_(False)
+    distances = model(views).positions.unflatten(0, (6, -1)) - views.camera_to_world[:, None, :3, 3]
+    assert 1 < float(distances.norm(dim=-1).min()) < float(distances.norm(dim=-1).max()) < 4
+
+
+def test_options_of_the_decoder_are_off_as_released_and_travel_with_the_weights(tmp_path: Path) -> None:
+    released = ModelConfig()
+    options = (released.color_residual, released.scale_unit, released.distance_spacing)
+    assert options == (False, "world", "linear")
+    config = replace(SMALL, color_residual=True, scale_unit="pixel", distance_spacing="log", near=0.1)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    save_model(TTTLRM(config), tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors").config == config
+
+
 def test_wrong_settings_are_named() -> None:
-    for wrong in ({"width": 50}, {"sh_degree": 4}, {"mixer": "rnn"}, {"blocks": 0}, {"near": 2.0, "far": 1.0}):
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"width": 50}, {"sh_degree": 4}, {"mixer": "rnn"}, {"blocks": 0}, {"near": 2.0, "far": 1.0},
+        {"distance_spacing": "cubic"}, {"distance_spacing": "log", "near": 0.0},
+        {"scale_unit": "metre"}, {"color_residual": "yes"},
+    )  # fmt: skip
+    for wrong in wrongs:
         with pytest.raises(UserError, match="model configuration"):
             ModelConfig(**wrong)
     with pytest.raises(UserError, match="unknown keys depth"):

@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 
 def equal(a: TrainingBatch, b: TrainingBatch) -> bool:
     pairs = [(a.depths, b.depths), (a.masks, b.masks)]
+    pairs += [(a.input_depths, b.input_depths), (a.input_masks, b.input_masks)]
     for x, y in ((a.inputs, b.inputs), (a.targets, b.targets)):
         pairs += [(x.images, y.images), (x.camera_to_world, y.camera_to_world), (x.intrinsics, y.intrinsics)]
     return all(x.shape == y.shape and torch.equal(x, y) for x, y in pairs)
@@ -46,7 +47,13 @@ def test_shapes_and_roles_of_views() -> None:
     assert batch.inputs.images.shape == (2, num_inputs, 3, 8, 8)
     assert batch.targets.images.shape == (2, 3, 3, 8, 8)
     assert batch.depths.shape == batch.masks.shape == (2, 3, 1, 8, 8)
+    assert batch.input_depths.shape == batch.input_masks.shape == (2, num_inputs, 1, 8, 8)
     assert batch.shared == 1
+    for scene in range(2):  # the last target is one of the inputs: its depth and mask must be those of that input
+        shared = batch.targets.camera_to_world[scene, 2]
+        at = [torch.equal(shared, pose) for pose in batch.inputs.camera_to_world[scene]].index(True)
+        assert torch.equal(batch.input_depths[scene, at], batch.depths[scene, 2])
+        assert torch.equal(batch.input_masks[scene, at], batch.masks[scene, 2])
     for scene in range(2):
         poses = list(batch.inputs.camera_to_world[scene])
         shown = [any(torch.equal(target, pose) for pose in poses) for target in batch.targets.camera_to_world[scene]]
@@ -54,6 +61,8 @@ def test_shapes_and_roles_of_views() -> None:
     half = batch.scenes(slice(1, 2))
     assert torch.equal(half.inputs.images[0], batch.inputs.images[1])
     assert torch.equal(half.depths[0], batch.depths[1])
+    assert torch.equal(half.input_depths[0], batch.input_depths[1])
+    assert torch.equal(half.input_masks[0], batch.input_masks[1])
 
 
 def test_passes_use_the_same_scenes_with_other_views() -> None:
@@ -93,6 +102,7 @@ def test_scaling_of_scenes_keeps_depth_and_poses_together() -> None:
     settings = replace(OBJECTS, scale_range=(0.25, 0.25))
     plain, scaled = (TrainingData(s, 0, CPU).batch(0, PHASE) for s in (OBJECTS, settings))
     assert torch.allclose(scaled.depths, plain.depths * 0.25)
+    assert torch.allclose(scaled.input_depths, plain.input_depths * 0.25)
     factor = torch.full((2,), 0.25)
     assert torch.allclose(scaled.targets.camera_to_world, scale_poses(plain.targets.camera_to_world, factor))
     assert torch.equal(scaled.inputs.images, plain.inputs.images)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 MAX_DEGREE = 3
 
-_BAND0 = sqrt(1 / (4 * pi))
+BAND0 = sqrt(1 / (4 * pi))
+"""The constant basis function: a colour c without direction has the coefficient (c - 0.5) / BAND0."""
 _BAND1 = sqrt(3 / (4 * pi))
 _BAND2 = (sqrt(15 / (4 * pi)), sqrt(5 / (16 * pi)), sqrt(15 / (16 * pi)))
 _BAND3 = (sqrt(35 / (32 * pi)), sqrt(105 / (4 * pi)), sqrt(21 / (32 * pi)), sqrt(7 / (16 * pi)), sqrt(105 / (16 * pi)))
@@ -26,7 +27,7 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
         [..., (degree + 1)^2].
     """
     x, y, z = directions.unbind(-1)
-    terms = [torch.full_like(x, _BAND0)]
+    terms = [torch.full_like(x, BAND0)]
     if degree >= 1:
         terms += [-_BAND1 * y, _BAND1 * z, -_BAND1 * x]
     if degree >= 2:

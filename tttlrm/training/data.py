@@ -31,6 +31,7 @@ class TrainingBatch:
         targets: [B, R, ...]; the last ``shared`` ones are inputs as well.
         depths: [B, R, 1, H, W], camera z of the targets' surfaces, in the units of the poses.
         masks: [B, R, 1, H, W], share of each pixel that shows a surface.
+        input_depths, input_masks: [B, V, 1, H, W], the same of the inputs.
         shared: number of targets that are inputs.
     """
 
@@ -38,6 +39,8 @@ class TrainingBatch:
     targets: Views
     depths: Tensor
     masks: Tensor
+    input_depths: Tensor
+    input_masks: Tensor
     shared: int
 
     def scenes(self, at: slice) -> TrainingBatch:
@@ -45,7 +48,8 @@ class TrainingBatch:
         inputs, targets = (
             Views(v.images[at], v.camera_to_world[at], v.intrinsics[at]) for v in (self.inputs, self.targets)
         )
-        return TrainingBatch(inputs, targets, self.depths[at], self.masks[at], self.shared)
+        images = (self.depths[at], self.masks[at], self.input_depths[at], self.input_masks[at])
+        return TrainingBatch(inputs, targets, *images, self.shared)
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,16 @@ class TrainingData:
         factor = self._to_device(np.exp(generator.uniform(low, high, len(scenes))).astype(np.float32))
         poses, scale = scale_poses(poses, factor), scale / factor
         views = Views(rendering.images[row, column], poses, cameras.intrinsics[row, column])
-        row, column = row.index_select(1, used), column.index_select(1, used)
+        # Of all chosen views at once: it is the small kernels that take time.
+        depths = rendering.depths[row, column] / scale[:, None, None, None, None]
+        masks = rendering.masks[row, column]
         return TrainingBatch(
             inputs=views.select(range(num_inputs)),
             targets=views.select(used),
-            depths=rendering.depths[row, column] / scale[:, None, None, None, None],
-            masks=rendering.masks[row, column],
+            depths=depths.index_select(1, used),
+            masks=masks.index_select(1, used),
+            input_depths=depths[:, :num_inputs],
+            input_masks=masks[:, :num_inputs],
             shared=len(again),
         )
 

@@ -20,12 +20,18 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the terms of the loss; the defaults are the paper's."""
+    """Factors of the terms of the loss; the defaults are the paper's, which has not the last three."""
 
     mse: float = 1.0
     perceptual: float = 0.5
     opacity: float = 0.01
     depth: float = 0.01
+    points: float = 0.0
+    """Of the distances of the input views' Gaussians from the surfaces that their pixels show."""
+    coverage: float = 0.0
+    """Of the opacities of the input views' Gaussians whose pixels show nothing."""
+    solidity: float = 0.0
+    """Of the transparency of those whose pixels show a surface."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -53,6 +59,8 @@ class Phase:
     """Share of the run's time, where it is ``time``; relative to those of the other phases."""
     loss: LossWeights | None = None
     """Instead of the run's."""
+    final_loss: LossWeights | None = None
+    """At the end of the phase, towards which the factors move linearly; None: they stay as they are."""
 
     def __post_init__(self) -> None:
         if not self.views or min(self.views) < 1 or self.scenes < 1 or min(self.size) < 1:
@@ -242,8 +250,15 @@ class TrainingSettings:
                 f"{self.schedule.kind} schedule: {self.model.pose_reference(self.schedule)}"
             )
 
-    def loss_of(self, phase: Phase) -> LossWeights:
-        return phase.loss or self.loss
+    def loss_of(self, phase: Phase, progress: float = 0.0) -> LossWeights:
+        """The factors at some point of a phase, whose progress goes from 0 to 1."""
+        first, last = phase.loss or self.loss, phase.final_loss
+        if last is None:
+            return first
+        names = (item.name for item in dataclasses.fields(LossWeights))
+        return LossWeights(
+            **{name: getattr(first, name) * (1 - progress) + getattr(last, name) * progress for name in names}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tttlrm.cameras import Views
+from tttlrm.cameras import Cameras, Views
 from tttlrm.gaussians import Gaussians
 from tttlrm.parallel import ViewShard
 from tttlrm.rendering import render
 from tttlrm.training.data import TrainingBatch
 from tttlrm.training.losses import opacity_loss, rendering_loss
 from tttlrm.training.perceptual import PerceptualLoss
+from tttlrm.training.points import coverage_loss, of_views, points_loss, solidity_loss, surface_pixels
 from tttlrm.training.settings import LossWeights
 
 Network = Callable[[Views, ViewShard], Gaussians]
@@ -34,6 +35,8 @@ class Differentiation:
     perceptual: PerceptualLoss | None = None
     views_per_rendering: int | None = None
     """Target views of each scene that are rendered at a time; None: all."""
+    patch: int = 8
+    """The model's patch size, on which the order of its Gaussians depends."""
 
 
 def backpropagate(network: Network, batch: TrainingBatch, shard: ViewShard, how: Differentiation) -> dict[str, Tensor]:
@@ -49,8 +52,9 @@ def backpropagate(network: Network, batch: TrainingBatch, shard: ViewShard, how:
     gaussians = network(inputs, shard)
     leaves = Gaussians(*(tensor.detach().requires_grad_() for tensor in gaussians.tensors))
     terms = _differentiate_opacity(leaves, shard, how.weights)
-    for name, value in _differentiate_renderings(leaves, batch, shard, how).items():
-        terms[name] = terms.get(name, 0) + value
+    for differentiate in (_differentiate_points, _differentiate_renderings):
+        for name, value in differentiate(leaves, batch, shard, how).items():
+            terms[name] = terms.get(name, 0) + value
     pairs = [(tensor, leaf.grad) for tensor, leaf in zip(gaussians.tensors, leaves.tensors, strict=True)]
     tensors = [tensor for tensor, _ in pairs]
     gradients = [torch.zeros_like(tensor) if gradient is None else gradient for tensor, gradient in pairs]
@@ -64,6 +68,30 @@ def _differentiate_opacity(leaves: Gaussians, shard: ViewShard, weights: LossWei
     opacity = opacity_loss(leaves) / shard.size
     (weights.opacity * opacity).backward()
     return {"loss": weights.opacity * opacity.detach(), "opacity": opacity.detach()}
+
+
+def _differentiate_points(
+    leaves: Gaussians, batch: TrainingBatch, shard: ViewShard, how: Differentiation
+) -> dict[str, Tensor]:
+    """The terms that compare the Gaussians of this process' input views with the surfaces there."""
+    weights, num_views = how.weights, shard.num_views
+    mine = slice(shard.rank, num_views, shard.size)
+    if not (weights.points or weights.coverage or weights.solidity):
+        return {}
+    positions, logits = of_views(leaves, num_views, mine)
+    depths, masks = batch.input_depths[:, mine], batch.input_masks[:, mine]
+    terms: dict[str, Tensor] = {}
+    if weights.points:
+        inputs = batch.inputs
+        cameras = Cameras(inputs.camera_to_world[:, mine], inputs.intrinsics[:, mine], inputs.height, inputs.width)
+        error = points_loss(positions, cameras, depths, masks, how.patch).sum(1)
+        terms["points"] = (error / surface_pixels(batch.input_masks)).mean()
+    for name, term in (("coverage", coverage_loss), ("solidity", solidity_loss)):
+        if getattr(weights, name):
+            terms[name] = term(logits, masks, how.patch).sum(1).mean() / num_views
+    loss = sum((getattr(weights, name) * value for name, value in terms.items()), positions.new_zeros(()))
+    loss.backward()
+    return {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
 
 
 def _differentiate_renderings(

@@ -32,6 +32,7 @@ CURVE = "curve.csv"
 VALIDATION = "validation.csv"
 _CURVE_COLUMNS = (
     "step", "seconds", "phase", "views", "learning_rate", "loss", "mse", "psnr", "perceptual", "opacity", "depth",
+    "points", "coverage", "solidity",
     "gradient_norm", "not_finite", "too_long", "steps_per_second", "images_per_second", "memory_gib",
 )  # fmt: skip
 _VALIDATION_COLUMNS = ("step", "seconds", "height", "width", "views", "psnr", "mean_color", "nearest_view", "gain")
@@ -65,7 +66,7 @@ class Trainer:
             self.display.say,
             settings.compute.graphs and processes.sp_size == 1 and device.type == "cuda",
         )
-        weighted = any(settings.loss_of(phase).perceptual for phase in settings.phases)
+        weighted = any(settings.loss_of(phase, at).perceptual for phase in settings.phases for at in (0.0, 1.0))
         self.perceptual = (
             load_perceptual_loss(settings.perceptual_weights, device, self.compute.dtype or torch.float32)
             if weighted
@@ -124,11 +125,17 @@ class Trainer:
         settings, position, processes = self.settings, self.position, self.processes
         batch = self.data.batch(position.step, phase).scenes(processes.scenes(phase.scenes))
         num_views = batch.inputs.num_views
-        how = Differentiation(settings.loss_of(phase), self.perceptual, settings.compute.views_per_rendering)
+        progress = self.plan.phase_progress(position)
+        how = Differentiation(
+            settings.loss_of(phase, progress),
+            self.perceptual,
+            settings.compute.views_per_rendering,
+            settings.model.patch,
+        )
         terms = backpropagate(self.network, batch, processes.shard(num_views), how)
         gradient = processes.sum(self.flat.collect_gradient())
         gradient /= processes.data_groups
-        rate = learning_rate(phase, position.step - position.phase_start, self.plan.phase_progress(position))
+        rate = learning_rate(phase, position.step - position.phase_start, progress)
         checked = position.step >= settings.optimizer.skip_from_step
         norm = self.optimizer.step(gradient, rate, settings.optimizer.skip_norm if checked else math.inf)
         # Each process has a part of the other terms, but the whole of this one.

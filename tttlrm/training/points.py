@@ -1,0 +1,88 @@
+"""Supervision of the Gaussians themselves, where the surfaces that the input views show are known.
+
+Renderings say little about where on its ray a Gaussian should be as long as those of different views do not meet.
+Procedural scenes have exact depths of their input views, which say it at once.
+
+Dimension letters: B scenes, V input views.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tttlrm.cameras import Cameras, pixel_rays
+from tttlrm.gaussians import Gaussians
+from tttlrm.model import patchify
+
+_MIN_DISTANCE = 1e-3
+
+
+def points_loss(positions: Tensor, cameras: Cameras, depths: Tensor, masks: Tensor, patch: int) -> Tensor:
+    """Difference, in the logarithm of the distance from the camera, between Gaussians and the surfaces of their pixels.
+
+    Args:
+        positions: [B, V, H W, 3], of the Gaussians of each view, in the model's order.
+        cameras: [B, V].
+        depths, masks: [B, V, 1, H, W], depth of the surface (camera z) and share of the pixel that shows one.
+        patch: the model's patch size, which the order of the Gaussians depends on.
+
+    Returns:
+        [B, V], sums over the view's pixels, weighted with the mask.
+    """
+    origins, directions = pixel_rays(cameras)
+    cosines = (directions * cameras.camera_to_world[..., None, None, :3, 2]).sum(-1, keepdim=True)
+    origins, directions, true, weights = (
+        _in_order(image, patch) for image in (origins, directions, _last(depths) / cosines, _last(masks))
+    )
+    distances = ((positions - origins) * directions).sum(-1, keepdim=True)
+    error = (distances.clamp(min=_MIN_DISTANCE).log() - true.clamp(min=_MIN_DISTANCE).log()).abs()
+    return (error * weights).sum(dim=(-1, -2))
+
+
+def coverage_loss(opacity_logits: Tensor, masks: Tensor, patch: int) -> Tensor:
+    """How far Gaussians are from being transparent where their pixels show nothing: -log(1 - opacity).
+
+    On surfaces the renderings decide: Gaussians of several views share one there.
+
+    Args:
+        opacity_logits: [B, V, H W].
+        masks: [B, V, 1, H, W].
+
+    Returns:
+        [B, V], means over all of the view's pixels.
+    """
+    empty = 1 - _in_order(_last(masks), patch).squeeze(-1)
+    return (F.softplus(opacity_logits) * empty).mean(-1)
+
+
+def solidity_loss(opacity_logits: Tensor, masks: Tensor, patch: int) -> Tensor:
+    """How far Gaussians are from being opaque where their pixels show a surface: -log(opacity).
+
+    Early in training, Gaussians at wrong distances would else become a transparent fog, which gets no sharper.
+    Arguments and result as those of :func:`coverage_loss`.
+    """
+    surface = _in_order(_last(masks), patch).squeeze(-1)
+    return (F.softplus(-opacity_logits) * surface).mean(-1)
+
+
+def surface_pixels(masks: Tensor) -> Tensor:
+    """Number of pixels of each scene that show a surface, at least 1. [B, V, 1, H, W] to [B]."""
+    return masks.sum(dim=(1, 2, 3, 4)).clamp(min=1)
+
+
+def of_views(gaussians: Gaussians, num_views: int, views: slice) -> tuple[Tensor, Tensor]:
+    """Positions [B, v, H W, 3] and opacity logits [B, v, H W] of the Gaussians of some of the V input views."""
+    tensors = (gaussians.positions, gaussians.opacity_logits)
+    positions, logits = (tensor.unflatten(1, (num_views, -1))[:, views] for tensor in tensors)
+    return positions, logits
+
+
+def _last(images: Tensor) -> Tensor:
+    return torch.movedim(images, -3, -1)
+
+
+def _in_order(image: Tensor, patch: int) -> Tensor:
+    """[B, V, H, W, c] to [B, V, H W, c], in the order of the Gaussians."""
+    return patchify(image, patch).unflatten(-1, (-1, image.shape[-1])).flatten(2, 3)
