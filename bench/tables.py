@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for plan in plans:
             for path in write_table(store_of(plan), load_table(plan)):
                 print(path)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
