@@ -44,7 +44,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     Raises:
         BackendUnavailableError: the backend is unknown, not installed, or cannot run on these tensors.
     """
-    require_backend(backend)
     if backend == "auto":
         backend = "sdpa-cudnn" if _prefers_cudnn(q) else "sdpa"
     if backend in _SDPA:
@@ -59,13 +58,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
         _require_half_cuda(q, backend)
         result = module.memory_efficient_attention(q, k, v)
         return result
-    raise AssertionError(backend)
+    raise _unknown(backend)
 
 
 def require_backend(backend: str) -> None:
     """Raise BackendUnavailableError if the backend is unknown or not installed."""
     if backend not in BACKENDS:
-        raise BackendUnavailableError(f"unknown attention backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+        raise _unknown(backend)
     if backend in _MODULES:
         _import(_MODULES[backend], backend)
 
@@ -90,6 +89,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
 def _prefers_cudnn(q: Tensor) -> bool:
     half = q.dtype in (torch.float16, torch.bfloat16)
     return half and q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 9
+
+
+def _unknown(backend: str) -> BackendUnavailableError:
+    return BackendUnavailableError(f"unknown attention backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
 def _import(name: str, backend: str) -> ModuleType:

@@ -48,13 +48,14 @@ def test_equal_to_reference(name: str) -> None:
 def test_close_to_reference_with_bfloat16_newton_schulz() -> None:
     """The GPU's own order of sums rounds some products to the other bfloat16 neighbour, which the iteration amplifies.
 
-    So the yardstick is what bfloat16 does at all: how far the two references, of the same seed, are apart. (Measured
-    on an H200: 3.3e-2 for w0 of the second block, whose references are 3.4e-2 apart.)
+    The first block is held to the bound of the CPU. The second misses it (3.3e-2 for its w0, measured on an H200), so it
+    is held to what bfloat16 does at all: how far the two references, of the same seed, are apart (3.4e-2 for that w0).
     """
     errors = errors_on_gpu(BFLOAT16_CASE, Compute(newton_schulz_dtype=torch.bfloat16))
     exact, rounded = load_case("full").expected, load_case(BFLOAT16_CASE).expected
     apart = {key: relative_error(exact[key], rounded[key]) for key in errors}
-    assert all(errors[key] <= 1.5 * apart[key] + 2e-5 for key in errors), (errors, apart)
+    bounds = {key: 2e-2 if key.endswith("block0") else 1.5 * apart[key] + 2e-5 for key in errors}
+    assert all(errors[key] <= bounds[key] for key in errors), (errors, bounds)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
