@@ -48,7 +48,7 @@ def test_equal_to_reference(name: str) -> None:
 def test_close_to_reference_with_bfloat16_newton_schulz() -> None:
     """The GPU's own order of sums rounds some products to the other bfloat16 neighbour, which the iteration amplifies.
 
-    The first block is held to the bound of the CPU. The second misses it (3.3e-2 for its w0, measured on an H200), so it
+    The first block is held to the bound of the CPU. The second misses it (w0: 3.3e-2, measured on an H200), so it
     is held to what bfloat16 does at all: how far the two references, of the same seed, are apart (3.4e-2 for that w0).
     """
     errors = errors_on_gpu(BFLOAT16_CASE, Compute(newton_schulz_dtype=torch.bfloat16))
