@@ -120,3 +120,16 @@ def test_held_out_targets_do_not_depend_on_the_inputs() -> None:
         assert max(inputs + targets) < TRAJECTORY_VIEWS
     with pytest.raises(UserError, match="too few for 25 inputs and 8 targets"):
         split_views(25, 8)
+
+
+def test_cropped_images_are_those_of_cameras_with_fewer_rows() -> None:
+    rooms = replace(OBJECTS, kind="room", poses="mean")
+    whole = replace(PHASE, size=(6, 10))
+    cropped = replace(whole, cropped_from=(10, 10))
+    expected, batch = (TrainingData(rooms, 0, CPU).batch(0, phase) for phase in (whole, cropped))
+    for ours, theirs in ((batch.inputs, expected.inputs), (batch.targets, expected.targets)):
+        torch.testing.assert_close(ours.intrinsics, theirs.intrinsics)
+        torch.testing.assert_close(ours.images, theirs.images, atol=1e-3, rtol=0)
+    torch.testing.assert_close(batch.depths, expected.depths, atol=1e-3, rtol=1e-3)
+    with pytest.raises(UserError, match="which is smaller"):
+        replace(PHASE, cropped_from=(4, 8))

@@ -145,11 +145,6 @@ def test_network_that_cannot_be_recorded_runs_as_it_is_and_says_so(monkeypatch: 
     assert not network.graphed
 
 
-def test_compiling_and_recording_exclude_each_other() -> None:
-    with pytest.raises(UserError, match="exclude each other"):
-        TrainingNetwork(make_model(torch.float32), Schedule(), Compute(), True, print, graphs=True)
-
-
 def test_other_errors_are_not_taken_for_the_compilers() -> None:
     def fail(views: Views, *args: Any, **options: Any) -> Gaussians:
         raise RuntimeError("CUDA out of memory")

@@ -14,6 +14,9 @@ SPLATS_PER_CALL = 2**22
 """Gaussians times views given to gsplat at a time: it copies the SH coefficients for every view."""
 
 
+_SMALL_IMAGE = 256**2
+
+
 def rasterize(
     means: Tensor,
     quats: Tensor,
@@ -65,11 +68,20 @@ def rasterize(
             packed=False,
             render_mode="RGB+D",
             rasterize_mode="classic",
+            tile_size=_tile_size(width, height),
         )
         images.append(image)
         alphas.append(alpha)
     image = torch.cat(images, dim=-4)
     return image[..., :3], torch.cat(alphas, dim=-4), image[..., 3:]
+
+
+def _tile_size(width: int, height: int) -> int:
+    """Side of the squares whose pixels go through one list of Gaussians: small images have too few large ones.
+
+    Measured on an H200 for images of 64x64 and 128x128: squares of 8 are 1.3 to 1.5 times faster than those of 16.
+    """
+    return 8 if width * height <= _SMALL_IMAGE else 16
 
 
 def _load(means: Tensor) -> Any:

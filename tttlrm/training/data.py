@@ -135,7 +135,7 @@ class TrainingData:
             cameras = cameras.to(self._device)
             self._block = None  # frees its memory first
             rendering = render_scenes(scenes.to(self._device), cameras, compile=self._settings.compile)
-            self._block, self._key = _Block(cameras, rendering), (number, phase)
+            self._block, self._key = _cropped(_Block(cameras, rendering), phase.size), (number, phase)
         return self._block
 
     def _drawn(self, number: int, phase: Phase) -> tuple[SceneParameters, Cameras]:
@@ -152,7 +152,21 @@ class TrainingData:
         count = settings.steps_per_block * phase.scenes
         scenes = scene_parameters(self._spec, range(number * count, (number + 1) * count))
         num_views = max(phase.views) + settings.novel_targets
-        return scenes, sample_cameras(scenes, num_views, phase.size, self._seed)
+        return scenes, sample_cameras(scenes, num_views, phase.cropped_from or phase.size, self._seed)
 
     def _generator(self, *words: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *words])
+
+
+def _cropped(block: _Block, size: tuple[int, int]) -> _Block:
+    """The middle of the images, where they are larger than ``size``."""
+    cameras, (height, width) = block.cameras, size
+    top, left = (cameras.height - height) // 2, (cameras.width - width) // 2
+    if not top and not left:
+        return block
+    moved = cameras.intrinsics - cameras.intrinsics.new_tensor([0, 0, left, top])
+    images = (
+        tensor[..., top : top + height, left : left + width].contiguous()
+        for tensor in (block.rendering.images, block.rendering.depths, block.rendering.masks)
+    )
+    return _Block(Cameras(cameras.camera_to_world, moved, height, width), ProceduralRendering(*images))

@@ -1,4 +1,4 @@
-"""The network as training runs it: with compiled blocks where that works."""
+"""The network as training runs it: with compiled blocks, and recorded as CUDA graphs, where that works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tttlrm.blocks import Block, FastWeightLayer, Normed, Pass, Sublayer
 from tttlrm.cameras import Views
 from tttlrm.checkpoints import load_model
 from tttlrm.config import Compute, Schedule
-from tttlrm.errors import CheckpointError, UserError
+from tttlrm.errors import CheckpointError
 from tttlrm.fast_weights import FastWeights, Triple
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
@@ -44,9 +44,7 @@ class TrainingNetwork:
         warn: Warn,
         graphs: bool = False,
     ) -> None:
-        """``graphs``: record CUDA graphs, without compiling. Neither is for sequence parallelism."""
-        if compile and graphs:
-            raise UserError("compute.compile and compute.graphs exclude each other")
+        """``graphs``: record CUDA graphs. Neither is for sequence parallelism."""
         self.model = model
         self.schedule = schedule
         self.compute = compute
@@ -57,18 +55,19 @@ class TrainingNetwork:
             _compile_parts(model, self.schedule)
 
     def __call__(self, views: Views, shard: ViewShard) -> Gaussians:
-        if self._graphs is not None and torch.is_grad_enabled() and self._recorded(views):
-            return self._graphs(views)
-        if not self.compiled:
-            return self.model(views, self.schedule, self.compute, shard=shard)
         try:
-            return self.model(views, self.schedule, self.compute, shard=shard)
+            return self._call(views, shard)
         except Exception as error:
-            if not _is_compiler_error(error):
+            if not (self.compiled and _is_compiler_error(error)):
                 raise
             self._warn(f"the network could not be compiled, so it runs uncompiled: {_first_line(error)}")
             self.use_uncompiled()
-            return self.model(views, self.schedule, self.compute, shard=shard)
+            return self._call(views, shard)
+
+    def _call(self, views: Views, shard: ViewShard) -> Gaussians:
+        if self._graphs is not None and torch.is_grad_enabled() and self._recorded(views):
+            return self._graphs(views)
+        return self.model(views, self.schedule, self.compute, shard=shard)
 
     @property
     def graphed(self) -> bool:
@@ -82,6 +81,8 @@ class TrainingNetwork:
             self._graphs.record(views)
             return True
         except RuntimeError as error:
+            if self.compiled and _is_compiler_error(error):
+                raise
             self._warn(f"the network could not be recorded as a CUDA graph, so it runs as it is: {_first_line(error)}")
             self._graphs = None
             return False

@@ -38,6 +38,11 @@ class LossWeights:
             if not getattr(self, item.name) >= 0:
                 raise UserError(f"loss.{item.name} must not be negative, but is {getattr(self, item.name)}")
 
+    @property
+    def of_renderings(self) -> bool:
+        """Whether any term compares images, so that the targets have to be rendered."""
+        return bool(self.mse or self.perceptual or self.depth)
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -57,6 +62,9 @@ class Phase:
     """Length, where ``budget.schedule_by`` is ``steps``."""
     share: float = 1.0
     """Share of the run's time, where it is ``time``; relative to those of the other phases."""
+    cropped_from: tuple[int, int] | None = None
+    """(height, width) that scenes are rendered at, of which the images are the middle; None: their own size. It saves
+    compiling the scenes' renderer for another size."""
     loss: LossWeights | None = None
     """Instead of the run's."""
     final_loss: LossWeights | None = None
@@ -66,6 +74,8 @@ class Phase:
         if not self.views or min(self.views) < 1 or self.scenes < 1 or min(self.size) < 1:
             given = f"{self.size}, {self.scenes} and {self.views}"
             raise UserError(f"a phase needs positive size, scenes and views, not {given}")
+        if self.cropped_from and any(n > m for n, m in zip(self.size, self.cropped_from, strict=True)):
+            raise UserError(f"a phase cannot crop {self.size} from {self.cropped_from}, which is smaller")
         if self.warmup_steps < 0 or self.steps < 0 or not self.share > 0:
             raise UserError("a phase needs warmup_steps and steps of at least 0 and a positive share")
         if not self.learning_rate > 0 or not 0 <= self.final_learning_rate <= self.learning_rate:

@@ -100,6 +100,8 @@ def _differentiate_renderings(
     scenes, count = batch.targets.images.shape[:2]
     mine = range(shard.rank, count, shard.size)
     terms: dict[str, Tensor] = {}
+    if not how.weights.of_renderings:
+        return terms
     step = how.views_per_rendering or len(mine) or 1
     for start in range(0, len(mine), step):
         at = mine[start : start + step]

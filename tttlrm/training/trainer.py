@@ -36,6 +36,8 @@ _CURVE_COLUMNS = (
     "gradient_norm", "not_finite", "too_long", "steps_per_second", "images_per_second", "memory_gib",
 )  # fmt: skip
 _VALIDATION_COLUMNS = ("step", "seconds", "height", "width", "views", "psnr", "mean_color", "nearest_view", "gain")
+_AGREE_EVERY = 16
+"""Steps after which several processes agree on the time that has passed, for which they wait for each other."""
 
 
 class Trainer:
@@ -106,13 +108,15 @@ class Trainer:
             phase = settings.phases[position.phase]
             row = self._step(phase)
             position.step += 1
-            position.seconds = self.processes.agree(before + time.monotonic() - began, self.device)
+            agreed = self.processes.world_size == 1 or position.step % _AGREE_EVERY == 0
+            if agreed:
+                position.seconds = self.processes.agree(before + time.monotonic() - began, self.device)
             done = self.plan.finished(position)
             if position.step % report.log_every == 0 or done:
                 self._log(row, curve)
             if position.step % report.validate_every == 0 and not done:
                 self._validate(phase, validation)
-            if not done and self._must_stop(position.seconds - before):
+            if agreed and not done and self._must_stop(position.seconds - before):
                 self._save()
                 self.display.say(f"stopped at step {position.step}; the same command goes on from there")
                 return False
@@ -154,7 +158,7 @@ class Trainer:
         )
         self.display.update(
             self.plan.progress(position),
-            f"step {position.step} loss {numbers['loss']:.4f} PSNR {numbers['psnr']:.2f} dB, "
+            f"step {position.step} loss {numbers['loss']:.4f} PSNR {numbers.get('psnr', math.nan):.2f} dB, "
             f"{numbers['steps_per_second']:.1f} steps/s, {numbers['images_per_second']:.0f} images/s, "
             f"{numbers['memory_gib']:.1f} GiB, {not_finite + too_long} skipped",
         )

@@ -128,6 +128,9 @@ def trace(scenes: SceneParameters, origin: Vector, direction: Vector) -> tuple[T
         times.append(
             box_exit(transform(walls, wide_origin, translate=True), transform(walls, wide_direction, translate=False))
         )
+    if torch.compiler.is_compiling():
+        # Triton fails on a reduction over so many different things that computes them as well.
+        torch._dynamo.graph_break()
     distance, surface = torch.cat(times, dim=1).min(dim=1)
     return distance, surface
 
