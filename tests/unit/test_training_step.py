@@ -12,7 +12,6 @@ import torch
 from tests.training_cases import make_batch, make_model
 from tttlrm.cameras import Views
 from tttlrm.config import Compute, Schedule
-from tttlrm.errors import UserError
 from tttlrm.gaussians import Gaussians
 from tttlrm.parallel import ViewShard
 from tttlrm.rendering import render
