@@ -8,6 +8,8 @@ Dimension letters: B scenes, V input views.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,9 @@ from tttlrm.gaussians import Gaussians
 from tttlrm.model import patchify
 
 _MIN_DISTANCE = 1e-3
+_EMPTY, _SOLID = 0.01, 0.7
+"""Opacities that Gaussians are drawn to where there is nothing, and where there is a surface. Neither is an end of the
+range, from which the renderings could not bring them back."""
 
 
 def points_loss(positions: Tensor, cameras: Cameras, depths: Tensor, masks: Tensor, patch: int) -> Tensor:
@@ -42,7 +47,7 @@ def points_loss(positions: Tensor, cameras: Cameras, depths: Tensor, masks: Tens
 
 
 def coverage_loss(opacity_logits: Tensor, masks: Tensor, patch: int) -> Tensor:
-    """How far Gaussians are from being transparent where their pixels show nothing: -log(1 - opacity).
+    """How far Gaussians are from being transparent where their pixels show nothing: a cross-entropy.
 
     On surfaces the renderings decide: Gaussians of several views share one there.
 
@@ -54,17 +59,17 @@ def coverage_loss(opacity_logits: Tensor, masks: Tensor, patch: int) -> Tensor:
         [B, V], means over all of the view's pixels.
     """
     empty = 1 - _in_order(_last(masks), patch).squeeze(-1)
-    return (F.softplus(opacity_logits) * empty).mean(-1)
+    return (_cross_entropy(opacity_logits, _EMPTY) * empty).mean(-1)
 
 
 def solidity_loss(opacity_logits: Tensor, masks: Tensor, patch: int) -> Tensor:
-    """How far Gaussians are from being opaque where their pixels show a surface: -log(opacity).
+    """How far Gaussians are from being fairly opaque where their pixels show a surface: a cross-entropy.
 
     Early in training, Gaussians at wrong distances would else become a transparent fog, which gets no sharper.
     Arguments and result as those of :func:`coverage_loss`.
     """
     surface = _in_order(_last(masks), patch).squeeze(-1)
-    return (F.softplus(-opacity_logits) * surface).mean(-1)
+    return (_cross_entropy(opacity_logits, _SOLID) * surface).mean(-1)
 
 
 def surface_pixels(masks: Tensor) -> Tensor:
@@ -77,6 +82,12 @@ def of_views(gaussians: Gaussians, num_views: int, views: slice) -> tuple[Tensor
     tensors = (gaussians.positions, gaussians.opacity_logits)
     positions, logits = (tensor.unflatten(1, (num_views, -1))[:, views] for tensor in tensors)
     return positions, logits
+
+
+def _cross_entropy(logits: Tensor, target: float) -> Tensor:
+    """Of opacities with a target, less its smallest value, so that it ends at 0."""
+    least = -target * math.log(target) - (1 - target) * math.log(1 - target)
+    return F.softplus(logits) - target * logits - least
 
 
 def _last(images: Tensor) -> Tensor:
