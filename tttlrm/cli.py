@@ -14,6 +14,7 @@ import torch
 
 import tttlrm
 from tttlrm.attention import BACKENDS
+from tttlrm.bundled import BUNDLED
 from tttlrm.config import Schedule
 from tttlrm.errors import UserError
 from tttlrm.launch import RankError
@@ -122,7 +123,13 @@ def _add_reconstruct(commands: Any) -> None:
     parser.add_argument("scene", type=Path, metavar="SCENE", help="scene folder or its JSON file")
     _add_output(parser)
     model = parser.add_argument_group("model")
-    model.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint: .safetensors, or the published .pt")
+    model.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint: .safetensors, or the published .pt; or the name of a bundled model: "
+        f"{', '.join(BUNDLED)} (default: the bundled tttLRM that suits the scene)",
+    )
     model.add_argument(
         "--random-weights",
         action="store_true",
@@ -144,7 +151,12 @@ def _add_reconstruct(commands: Any) -> None:
         help="update the fast weights with all views at once, or chunk by chunk (default: full)",
     )
     run.add_argument("--views-per-chunk", type=int, default=4, metavar="N", help="of the ar schedule (default: 4)")
-    run.add_argument("--no-prune", dest="prune", action="store_false", help="keep every Gaussian")
+    run.add_argument(
+        "--prune",
+        action=argparse.BooleanOptionalAction,
+        help="drop the least opaque Gaussians as the paper does, or keep every one (default: drop, but for bundled "
+        "models, which were not trained for it)",
+    )
     compute = parser.add_argument_group("compute")
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     compute.add_argument(

@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 
 from tttlrm.attention import require_backend
+from tttlrm.bundled import BUNDLED, IMAGE_SIZE, BundledModel, bundled_model, default_model
 from tttlrm.cameras import Cameras, PoseNormalization
 from tttlrm.checkpoints import digest, read_checkpoint
 from tttlrm.config import Compute, ModelConfig, Schedule
-from tttlrm.errors import BackendUnavailableError, SceneError, UserError
+from tttlrm.errors import BackendUnavailableError, CheckpointError, SceneError, UserError
 from tttlrm.gaussians import default_pruning
 from tttlrm.model import TTTLRM
 from tttlrm.outputs import Origin
@@ -40,12 +41,16 @@ class Settings:
     """What a user asks for; see ``tttlrm reconstruct --help``.
 
     Attributes:
-        weights: checkpoint; None needs ``random_weights``.
+        weights: checkpoint, or the name of a bundled model; None without ``random_weights``: the bundled model that
+            suits the scene.
         config: of random weights, or of a checkpoint that holds none; None: released.
-        size: (height, width) that images are resized to; None: their own, cut down to multiples of the patch size.
+        size: (height, width) that images are resized to; None: their own, cut down to multiples of the patch size, or
+            about what a bundled model was trained on.
         seed: of random weights and of the random part of pruning.
         dtype: None: bfloat16 on CUDA, float32 on the CPU.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        prune: None: as the paper does, but for bundled models, which were trained without its opacity loss and lose
+            much by it.
         video_frames: 0 for no video; None: 96 on CUDA, 48 on the CPU, where each takes long.
     """
 
@@ -62,10 +67,24 @@ class Settings:
     dtype: torch.dtype | None = None
     device: str = "auto"
     attention_backend: str = "auto"
-    prune: bool = True
+    prune: bool | None = None
     lpips: bool = True
     video_frames: int | None = None
     overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint, and the bundled model that it is, if any."""
+
+    path: Path
+    sha256: str
+    bundled: BundledModel | None = None
+
+    @property
+    def label(self) -> str:
+        kind = f"weights {self.path.name}" if self.bundled is None else f"bundled model {self.bundled.name}"
+        return f"{kind} (sha256 {self.sha256})"
 
 
 @dataclass(frozen=True)
@@ -80,16 +99,12 @@ class Plan:
     config: ModelConfig
     compute: Compute
     device: torch.device
-    weights_sha256: str | None
+    weights: Weights | None
 
     @property
     def origin(self) -> Origin:
-        random = self.weights_sha256 is None
-        if self.settings.weights is None:
-            label = f"random weights (seed {self.settings.seed})"
-        else:
-            label = f"weights {self.settings.weights.name} (sha256 {self.weights_sha256})"
-        return Origin(label, random, self.scene.name, self.size, self.normalization)
+        label = f"random weights (seed {self.settings.seed})" if self.weights is None else self.weights.label
+        return Origin(label, self.weights is None, self.scene.name, self.size, self.normalization)
 
     @property
     def num_gaussians(self) -> int:
@@ -103,7 +118,10 @@ class Plan:
 
     @property
     def pruning(self) -> tuple[float, float] | None:
-        return default_pruning(len(self.split.inputs)) if self.settings.prune else None
+        prune = self.settings.prune
+        if prune is None:
+            prune = self.weights is None or self.weights.bundled is None
+        return default_pruning(len(self.split.inputs)) if prune else None
 
     @property
     def num_kept(self) -> int:
@@ -140,7 +158,17 @@ class Plan:
             f"{_rounded(operations(self.config, inputs, self.size))}FLOP for the network",
             f"result     {self.num_gaussians:,} Gaussians, {pruned} (a PLY file of {ply_bytes / 1e6:,.0f} MB)",
         ]
+        if self.weights is not None and self.weights.bundled is not None:
+            lines.insert(2, f"           {_about(self.weights.bundled, self.settings.weights is None)}")
         return "\n".join(lines)
+
+
+def _about(model: BundledModel, chosen: bool) -> str:
+    why = f"the scene was taken for {_CONTENTS[model.content]} (name another with --weights); " if chosen else ""
+    return f"{why}a small model for trying things out, trained on procedural scenes of {IMAGE_SIZE} pixels"
+
+
+_CONTENTS = {"object": "an object, with cameras around the origin,", "room": "a room, not an object at the origin"}
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -155,18 +183,20 @@ def make_plan(settings: Settings) -> Plan:
     if settings.sp_size > len(split.inputs):
         raise UserError(f"sp_size {settings.sp_size} is larger than the number of input views, {len(split.inputs)}")
     device = choose_device(settings.device, settings.sp_size)
-    config, sha256 = _model_config(settings)
+    config, weights = _choose_model(settings, scene)
     dtype = settings.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     return Plan(
         settings=settings,
         scene=scene,
         split=split,
         normalization=normalize_split(scene, split, config.pose_reference(settings.schedule)),
-        size=_image_size(scene, split, settings.size, config.patch),
+        size=_image_size(
+            scene, split, settings.size, config.patch, IMAGE_SIZE if weights and weights.bundled else None
+        ),
         config=config,
         compute=Compute(dtype=dtype, attention_backend=settings.attention_backend),
         device=device,
-        weights_sha256=sha256,
+        weights=weights,
     )
 
 
@@ -190,8 +220,6 @@ def _rounded(count: float) -> str:
 
 
 def _check_settings(settings: Settings) -> None:
-    if settings.weights is None and not settings.random_weights:
-        raise UserError("no weights given: name a checkpoint with --weights, or try the command with --random-weights")
     if settings.weights is not None and settings.random_weights:
         raise UserError("--weights and --random-weights exclude each other")
     require_backend(settings.attention_backend)
@@ -230,24 +258,47 @@ def choose_device(name: str, sp_size: int = 1) -> torch.device:
     return torch.device("cuda", device.index or 0)
 
 
-def _model_config(settings: Settings) -> tuple[ModelConfig, str | None]:
-    """The configuration, and the digest of the weights where there are any."""
+def _choose_model(settings: Settings, scene: Scene) -> tuple[ModelConfig, Weights | None]:
+    """The configuration, and the weights unless they are random."""
     named = CONFIGS[settings.config] if settings.config else None
-    if settings.weights is None:
+    if settings.random_weights:
         return named or CONFIGS["released"], None
-    _, stored = read_checkpoint(settings.weights)
+    weights = _find_weights(settings, scene)
+    _, stored = read_checkpoint(weights.path)
     if stored is not None and named is not None and stored != named:
-        raise UserError(f"{settings.weights}: has a configuration of its own, other than {settings.config}")
-    return stored or named or CONFIGS["released"], digest(settings.weights)
+        name = weights.path if weights.bundled is None else f"the bundled model {weights.bundled.name}"
+        raise UserError(f"{name}: has a configuration of its own, other than {settings.config}")
+    return stored or named or CONFIGS["released"], weights
 
 
-def _image_size(scene: Scene, split: ViewSplit, size: tuple[int, int] | None, patch: int) -> tuple[int, int]:
+def _find_weights(settings: Settings, scene: Scene) -> Weights:
+    given = settings.weights
+    if given is None:
+        cameras = scene_cameras(scene, range(len(scene.frames)), (IMAGE_SIZE, IMAGE_SIZE))
+        model = default_model(cameras, settings.schedule.kind)
+    elif str(given) in BUNDLED and not given.exists():
+        model = bundled_model(str(given))
+    else:
+        if not given.is_file():
+            raise CheckpointError(f"{given}: no such checkpoint file, and no bundled model of that name")
+        return Weights(given, digest(given))
+    return Weights(model.path, model.sha256, model)
+
+
+def _image_size(
+    scene: Scene, split: ViewSplit, size: tuple[int, int] | None, patch: int, longest: int | None
+) -> tuple[int, int]:
+    """``longest``: what the longer side is scaled to where no size is asked for; None: not scaled."""
     if size is None:
         sizes = {(scene.frames[i].height, scene.frames[i].width) for i in (*split.inputs, *split.targets)}
         if len(sizes) > 1:
             listed = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
             raise SceneError(f"{scene.file}: its images have different sizes ({listed}); give one with --size")
-        return evaluation_size(*sizes.pop(), patch)
+        height, width = sizes.pop()
+        if longest is None:
+            return evaluation_size(height, width, patch)
+        scale = longest / max(height, width)
+        return max(1, round(height * scale / patch)) * patch, max(1, round(width * scale / patch)) * patch
     return check_size(size, patch)
 
 

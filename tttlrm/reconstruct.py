@@ -110,9 +110,9 @@ def _run_network(
 def _load_model(plan: Plan, device: torch.device) -> TTTLRM:
     # Parameters stay in float32 for half-precision products; norms and learning rates need it.
     dtype = torch.float64 if plan.compute.dtype == torch.float64 else torch.float32
-    if plan.settings.weights is None:
+    if plan.weights is None:
         return random_model(plan).to(device, dtype)
-    return load_model(plan.settings.weights, device, dtype, plan.config)
+    return load_model(plan.weights.path, device, dtype, plan.config)
 
 
 def _gather(value: Any, group: SequenceGroup) -> list[Any]:

@@ -31,7 +31,7 @@ def reconstruction_report(
     return {
         "format": RECONSTRUCTION_FORMAT,
         **_origin(plan.origin),
-        "weights_sha256": plan.weights_sha256,
+        "weights_sha256": plan.weights and plan.weights.sha256,
         "scene": {
             "name": plan.scene.name,
             "frames": len(plan.scene.frames),

@@ -22,9 +22,9 @@ SPECS = [ProceduralSpec("object"), ProceduralSpec("room")]
 
 
 def images_per_second(
-    spec: ProceduralSpec, *, scenes: int = 16, views: int = 16, side: int = 128, seconds: float = 5.0
+    spec: ProceduralSpec, *, scenes: int = 128, views: int = 16, side: int = 128, seconds: float = 5.0
 ) -> tuple[float, float, float]:
-    """How fast CUDA renders, compiled.
+    """How fast CUDA renders, compiled, in blocks as large as training's.
 
     Returns:
         images a second of rendering alone, images a second with scenes drawn on the CPU, and the seconds of the first

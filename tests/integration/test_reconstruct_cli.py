@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tttlrm.bundled import BUNDLED
 from tttlrm.cameras import Cameras, normalize_poses
 from tttlrm.checkpoints import digest, save_model
 from tttlrm.cli import main
@@ -271,20 +272,29 @@ def test_sizes_that_are_none(scene: Path, tmp_path: Path, size: str) -> None:
     assert exit_info.value.code == 2
 
 
-def test_random_weights_are_not_silent(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fails(["reconstruct", str(scene), "-o", str(tmp_path / "out")], "--random-weights", capsys)
-    missing = [
-        "reconstruct",
-        str(scene),
-        "-o",
-        str(tmp_path / "out"),
-        "--weights",
-        str(tmp_path / "gone.pt"),
-        "--views",
-        "4",
-    ]
-    fails(missing, "gone.pt: no such checkpoint file", capsys)
-    assert left_behind(tmp_path) == []
+def test_without_weights_the_bundled_model_that_suits_is_used(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four = ["--views", "4", *FAST]
+    assert main(["reconstruct", str(scene), "-o", str(tmp_path / "out"), *four, "--schedule", "ar"]) == 0
+    said = capsys.readouterr().err
+    assert "bundled model tiny-room-ar (sha256" in said and "not pruned" in said
+    assert "the scene was taken for a room" in said and "trained on procedural scenes of 128 pixels" in said
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert BUNDLED["tiny-room-ar"].sha256 in json.dumps(report)
+    assert report["configuration"]["size"] == [96, 128]  # the longer side is what the model was trained on
+
+    named = ["reconstruct", str(scene), "-o", str(tmp_path / "named"), *four, "--weights", "tiny-object", "--prune"]
+    assert main([*named, "--size", "24x32"]) == 0
+    said = capsys.readouterr().err
+    assert "bundled model tiny-object (sha256" in said and "after pruning" in said and "was taken for" not in said
+
+
+def test_weights_that_are_not_there(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["reconstruct", str(scene), "-o", str(tmp_path / "out"), "--views", "4"]
+    fails([*start, "--weights", str(tmp_path / "gone.pt")], "gone.pt: no such checkpoint file", capsys)
+    fails([*start, "--weights", "tiny-car"], "tiny-car: no such checkpoint file, and no bundled model", capsys)
+    fails([*start, "--config", "tiny"], "the bundled model tiny-room: has a configuration of its own", capsys)
 
 
 def test_missing_scene(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,21 @@
-"""The figures that the small models are held to, worked out of evaluation records, with intervals over scenes."""
+"""The figures that the small models are held to, worked out of evaluation records, with intervals over scenes.
+
+``python -m tttlrm.training.figures FOLDER`` writes ``FOLDER/evaluation.md`` again from the records in it.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tttlrm.errors import UserError
+from tttlrm.files import write_text
 
 Record = Mapping[str, Any]
 _RESAMPLES = 4000
@@ -121,6 +130,18 @@ def _find(records: Sequence[Record], model: str, data: str, views: int) -> Recor
     return next((r for r in records if (r["model"], r["data"]["name"], r["views"]) == wanted), None)
 
 
+def read_records(folder: Path) -> list[Record]:
+    """The records in a folder, in the order of model, data and views."""
+    files = sorted(folder.glob("*views.json"))
+    if not files:
+        raise UserError(f"{folder}: there are no evaluation records")
+    try:
+        records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        return sorted(records, key=lambda r: (r["model"], r["data"]["source"] == "capture", r["views"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: a record cannot be read ({error})") from error
+
+
 def to_markdown(records: Sequence[Record]) -> str:
     """Two tables: the figures with their verdicts, and every record's means."""
     lines = ["| figure | dB [95% interval] | at least | aim | verdict |", "|---|---|---|---|---|"]
@@ -149,3 +170,22 @@ def _row(record: Record) -> str:
         values = [unit[name] for unit in units if unit[name] is not None]
         cells.append(f"{np.mean(values):.{digits}f}" if len(values) == len(units) else "-")
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 for wrong input."""
+    if len(arguments) != 1:
+        print("usage: python -m tttlrm.training.figures FOLDER", file=sys.stderr)
+        return 2
+    try:
+        table = to_markdown(read_records(Path(arguments[0])))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    write_text(Path(arguments[0]) / "evaluation.md", table)
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

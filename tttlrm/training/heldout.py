@@ -12,7 +12,14 @@ from torch import Tensor
 from tttlrm.cameras import Views
 from tttlrm.config import PoseReference
 from tttlrm.errors import UserError
-from tttlrm.scenes.procedural import ProceduralBatch, ProceduralSpec, make_batch
+from tttlrm.scenes.procedural import (
+    ProceduralBatch,
+    ProceduralSpec,
+    make_batch,
+    render_scenes,
+    sample_cameras,
+    scene_parameters,
+)
 from tttlrm.training.poses import normalize_batch
 
 TRAJECTORY_VIEWS = 32
@@ -64,12 +71,15 @@ def held_out_scenes(
     poses: PoseReference,
     device: torch.device | str = "cpu",
 ) -> HeldOutScenes:
-    """Make scenes and split their views. The targets depend on ``num_targets`` alone, not on ``num_inputs``."""
-    batches = [
-        make_trajectories(spec, indices[start : start + _SCENES_AT_ONCE], size, device)
+    """Make scenes and split their views. The targets depend on ``num_targets`` alone, not on ``num_inputs``.
+
+    As :func:`split_scenes` of :func:`make_trajectories`, without rendering the views that are neither.
+    """
+    chosen = [at for group in split_views(num_inputs, num_targets) for at in group]
+    parts = [
+        _split(_render(spec, indices[start : start + _SCENES_AT_ONCE], size, device, chosen), num_inputs, poses)
         for start in range(0, len(indices), _SCENES_AT_ONCE)
     ]
-    parts = [split_scenes(batch, num_inputs, num_targets, poses) for batch in batches]
     return HeldOutScenes(
         _concatenate([part.inputs for part in parts]),
         _concatenate([part.targets for part in parts]),
@@ -89,15 +99,34 @@ def split_scenes(batch: ProceduralBatch, num_inputs: int, num_targets: int, pose
     """Inputs and targets of scenes, their poses normalised together."""
     inputs, targets = split_views(num_inputs, num_targets)
     at = torch.tensor([*inputs, *targets], device=batch.depths.device)
-    views = batch.views.select(at)
-    moved, scale = normalize_batch(views.camera_to_world, poses)
-    views = Views(views.images, moved, views.intrinsics)
-    depths, masks = (tensor.index_select(1, at[num_inputs:]) for tensor in (batch.depths, batch.masks))
+    depths, masks = (tensor.index_select(1, at) for tensor in (batch.depths, batch.masks))
+    return _split(ProceduralBatch(batch.views.select(at), depths, masks), num_inputs, poses)
+
+
+def _render(
+    spec: ProceduralSpec,
+    indices: Sequence[int],
+    size: tuple[int, int],
+    device: torch.device | str,
+    chosen: list[int],
+) -> ProceduralBatch:
+    """Some views of the scenes' trajectories."""
+    scenes = scene_parameters(spec, indices)
+    cameras = sample_cameras(scenes, TRAJECTORY_VIEWS, size).select(chosen).to(device)
+    rendering = render_scenes(scenes.to(device), cameras)
+    views = Views(rendering.images, cameras.camera_to_world, cameras.intrinsics)
+    return ProceduralBatch(views, rendering.depths, rendering.masks)
+
+
+def _split(batch: ProceduralBatch, num_inputs: int, poses: PoseReference) -> HeldOutScenes:
+    """Inputs first, then targets; the poses of both are normalised together."""
+    moved, scale = normalize_batch(batch.views.camera_to_world, poses)
+    views = Views(batch.views.images, moved, batch.views.intrinsics)
     return HeldOutScenes(
         views.select(range(num_inputs)),
-        views.select(range(num_inputs, len(at))),
-        depths / scale[:, None, None, None, None],
-        masks,
+        views.select(range(num_inputs, views.num_views)),
+        batch.depths[:, num_inputs:] / scale[:, None, None, None, None],
+        batch.masks[:, num_inputs:],
     )
 
 

@@ -1,0 +1,114 @@
+"""The small models that come with the package: trained on procedural scenes, for trying everything without downloads.
+
+Their cards are beside them, in ``tttlrm/weights/``: how each was trained, what it reaches, and where it ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from tttlrm.cameras import Cameras
+from tttlrm.checkpoints import digest
+from tttlrm.errors import CheckpointError, UserError
+
+Content = Literal["object", "room"]
+
+IMAGE_SIZE = 128
+"""Longer side of the images that they were trained on, in pixels."""
+
+_FOLDER = Path(__file__).parent / "weights"
+_NEAREST, _FARTHEST = 1.0, 4.0
+_AIM = 0.5
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """One of them.
+
+    Attributes:
+        name: as ``--weights`` takes it.
+        content: what it was trained on: objects around the origin, or rooms seen from inside.
+        schedule: of the fast-weight updates it was trained with.
+        sha256: of the weights.
+    """
+
+    name: str
+    content: Content
+    schedule: Literal["full", "ar"]
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        return _FOLDER / f"{self.name}.safetensors"
+
+    @property
+    def card(self) -> Path:
+        """Its model card, in Markdown."""
+        return self.path.with_suffix(".md")
+
+
+BUNDLED = {
+    model.name: model
+    for model in (
+        BundledModel(
+            "tiny-object", "object", "full", "b7d1334d7bed45866a16bde80270d51713251c3ccb418ffd874fba8824ed254e"
+        ),
+        BundledModel(
+            "tiny-object-ar", "object", "ar", "4483ef0562e3faa8bedc7a5ab3fc037331c23eb3ef44fdd86959a529abdd646d"
+        ),
+        BundledModel(
+            "tiny-object-attention",
+            "object",
+            "full",
+            "1f67fa2be446bdf6b0c550a5ae435392c300c2d77c0393469dff1efc04b965e4",
+        ),
+        BundledModel("tiny-room", "room", "full", "5f63c23bfff0928c4a3fa099d5098c2630b34a7bac0ce0cf985a8e0dd7c622af"),
+        BundledModel("tiny-room-ar", "room", "ar", "0e2c694cf05b8e9f510bef13b91ecdb89d88f98a238dd7c91fac2023c96f9811"),
+    )
+}
+
+
+def bundled_model(name: str) -> BundledModel:
+    """A model by name, once its file is known to be the right one.
+
+    Raises:
+        UserError: there is no such model.
+        CheckpointError: its file is missing or has been changed.
+    """
+    if name not in BUNDLED:
+        raise UserError(f"there is no bundled model {name!r}; there are {', '.join(BUNDLED)}")
+    model = BUNDLED[name]
+    if not model.path.is_file():
+        raise CheckpointError(f"{model.path}: the bundled model is missing; install tttlrm again")
+    found = digest(model.path)
+    if found != model.sha256:
+        raise CheckpointError(
+            f"{model.path}: the bundled model has been changed (sha256 {found}, not {model.sha256}); "
+            "install tttlrm again"
+        )
+    return model
+
+
+def default_model(cameras: Cameras, schedule: str) -> BundledModel:
+    """The tttLRM for a scene's cameras [V], given in the scene's own world, and a schedule."""
+    content: Content = "object" if looks_like_object(cameras.camera_to_world) else "room"
+    return bundled_model(f"tiny-{content}-ar" if schedule == "ar" else f"tiny-{content}")
+
+
+def looks_like_object(camera_to_world: Tensor) -> bool:
+    """Whether cameras [V, 4, 4] stand around the origin and look at it, as in captures of an object in [-1, 1]^3.
+
+    That is the frame in which the object models were trained: all cameras at a distance of about 1 to 4, and the
+    origin within half a unit of where each looks.
+    """
+    poses = camera_to_world.double()
+    positions, directions = poses[:, :3, 3], poses[:, :3, 2]
+    distances = positions.norm(dim=-1)
+    ahead = -(positions * directions).sum(-1)
+    beside = (positions + ahead[:, None] * directions).norm(dim=-1)
+    around = (distances > _NEAREST) & (distances < _FARTHEST) & (ahead > 0) & (beside < _AIM)
+    return bool(around.all())
