@@ -41,6 +41,18 @@ _RENDER = """Render the test views of a scene from a PLY file that `tttlrm recon
 Writes renders/, metrics.csv and report.json, as `tttlrm reconstruct` does.
 """
 
+_CONVERT = """Convert a capture of another program to a scene: undistorted images and their cameras.
+
+SRC is, for
+
+  dl3dv        a scene of DL3DV: transforms.json (perhaps in nerfstudio/) and images_4/
+  nerfstudio   a folder with transforms.json, as ns-process-data makes it
+  colmap       a project of COLMAP: sparse/0/ with cameras and images (.bin or .txt), and images/
+
+Images of cameras with distortion are undistorted by OpenCV; the others are copied. Intrinsics are scaled to the images'
+own sizes. A run that was interrupted goes on where it stopped; opencv_cameras.json appears when all is there.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 failure, 2 wrong usage or input, 130 interrupted."""
@@ -109,12 +121,33 @@ def _run_render(options: argparse.Namespace) -> None:
     print(f"wrote {settings.output}")
 
 
+def _run_convert(options: argparse.Namespace) -> None:
+    from tttlrm.progress import Bars
+    from tttlrm.scenes import convert
+
+    if options.jobs is not None and options.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {options.jobs}")
+    readers = {"dl3dv": convert.read_dl3dv, "nerfstudio": convert.read_nerfstudio, "colmap": convert.read_colmap}
+    capture = readers[options.kind](options.source, options.images)
+    done = convert.convert(
+        capture,
+        options.destination,
+        name=options.name,
+        jobs=options.jobs,
+        overwrite=options.overwrite,
+        progress=Bars(),
+    )
+    kept = f", {done.kept} of them by an earlier run" if done.kept else ""
+    print(f"wrote {done.scene_file}: {done.frames} frames{kept}, {done.undistorted} undistorted")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tttlrm", description="3D Gaussians from posed images by test-time training.")
     parser.add_argument("--version", action="version", version=f"tttlrm {tttlrm.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_reconstruct(commands)
     _add_render(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -190,6 +223,17 @@ def _add_render(commands: Any) -> None:
     parser.add_argument("--size", type=_size, metavar="HxW", help="of the images (default: as reconstructed)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     _add_lpips(parser)
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(commands, "convert", _CONVERT, _run_convert)
+    parser.add_argument("kind", choices=("dl3dv", "nerfstudio", "colmap"), help="what SRC is")
+    parser.add_argument("source", type=Path, metavar="SRC", help="the capture's folder")
+    parser.add_argument("destination", type=Path, metavar="DST", help="new folder for the scene")
+    parser.add_argument("--images", metavar="FOLDER", help="folder of images in SRC (default: as SRC has them)")
+    parser.add_argument("--name", help="of the scene (default: that of DST)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion left in DST")
 
 
 def _command(commands: Any, name: str, description: str, run: Any) -> argparse.ArgumentParser:

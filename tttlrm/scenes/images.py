@@ -33,7 +33,7 @@ def check_image(path: Path, width: int, height: int, label: str) -> None:
     Raises:
         SceneError: a sentence that begins with ``label``.
     """
-    with _open_image(path, width, height, label):
+    with _open_image(path, (width, height), label):
         pass
 
 
@@ -49,16 +49,28 @@ def read_image(path: Path, width: int, height: int, label: str, size: tuple[int,
     Raises:
         SceneError: a sentence that begins with ``label``.
     """
-    with _open_image(path, width, height, label) as image:
-        try:
-            image.load()
-        except _DAMAGED as error:
-            raise SceneError(f"{label}: image is truncated or damaged") from error
-        rgb = _over_white(image)
+    with _open_image(path, (width, height), label) as image:
+        rgb = _decode(image, label)
     if size is not None:
         rgb = resize_image(rgb, size)
     pixels = torch.from_numpy(np.array(rgb, dtype=np.uint8))
     return pixels.permute(2, 0, 1).to(torch.float32).div_(255).contiguous()
+
+
+def image_size(path: Path, label: str) -> tuple[int, int]:
+    """(width, height) of an image file, by its header, which is checked as :func:`check_image` does."""
+    with _open_image(path, None, label) as image:
+        return image.size
+
+
+def read_pixels(path: Path, label: str) -> np.ndarray:
+    """An image file's pixels [H, W, 3], RGB, 8 bits.
+
+    Raises:
+        SceneError: a sentence that begins with ``label``.
+    """
+    with _open_image(path, None, label) as image:
+        return np.array(_decode(image, label), dtype=np.uint8)
 
 
 def resize_image(image: Image, size: tuple[int, int]) -> Image:
@@ -83,11 +95,21 @@ def evaluation_size(height: int, width: int, patch: int = 8) -> tuple[int, int]:
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
 
 
-def _open_image(path: Path, width: int, height: int, label: str) -> ImageFile:
+def _decode(image: ImageFile, label: str) -> Image:
+    """Its pixels, in RGB."""
+    try:
+        image.load()
+    except _DAMAGED as error:
+        raise SceneError(f"{label}: image is truncated or damaged") from error
+    return _over_white(image)
+
+
+def _open_image(path: Path, stated: tuple[int, int] | None, label: str) -> ImageFile:
+    """Opened but not decoded, and checked. ``stated``: the (width, height) that it must have, if known."""
     from PIL import Image as pil
 
-    if width * height > MAX_PIXELS:
-        raise SceneError(f"{label}: image of {width}x{height} pixels is larger than the limit of {MAX_PIXELS} pixels")
+    if stated is not None:
+        _check_pixels(*stated, label)
     try:
         image = pil.open(path, formats=FORMATS)
     except FileNotFoundError as error:
@@ -95,9 +117,10 @@ def _open_image(path: Path, width: int, height: int, label: str) -> ImageFile:
     except (*_DAMAGED, pil.DecompressionBombError) as error:
         raise SceneError(f"{label}: not a readable PNG, JPEG or WebP image") from error
     try:
-        if image.size != (width, height):
+        _check_pixels(*image.size, label)
+        if stated is not None and image.size != stated:
             stored = f"{image.width}x{image.height}"
-            raise SceneError(f"{label}: image is {stored} pixels, but the scene file states {width}x{height}")
+            raise SceneError(f"{label}: image is {stored} pixels, but the scene file states {stated[0]}x{stated[1]}")
         if image.mode not in MODES or _is_deep(image):
             mode = "16 bits a channel" if _is_deep(image) else f"colour mode {image.mode}"
             raise SceneError(f"{label}: image has {mode}; 8-bit RGB, RGBA and greyscale are read")
@@ -105,6 +128,11 @@ def _open_image(path: Path, width: int, height: int, label: str) -> ImageFile:
         image.close()
         raise
     return image
+
+
+def _check_pixels(width: int, height: int, label: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise SceneError(f"{label}: image of {width}x{height} pixels is larger than the limit of {MAX_PIXELS} pixels")
 
 
 def _is_deep(image: ImageFile) -> bool:
