@@ -41,6 +41,12 @@ _RENDER = """Render the test views of a scene from a PLY file that `tttlrm recon
 Writes renders/, metrics.csv and report.json, as `tttlrm reconstruct` does.
 """
 
+_DOWNLOAD_WEIGHTS = """Fetch the authors' checkpoints, and convert them to safetensors.
+
+Each takes 1.6 GB, and as much again while it is converted. A download that was cut off goes on where it stopped. The
+digest of what was fetched is recorded beside it; a file that changes later, here or there, is an error that shows both.
+"""
+
 _CONVERT = """Convert a capture of another program to a scene: undistorted images and their cameras.
 
 SRC is, for
@@ -141,6 +147,37 @@ def _run_convert(options: argparse.Namespace) -> None:
     print(f"wrote {done.scene_file}: {done.frames} frames{kept}, {done.undistorted} undistorted")
 
 
+def _run_download_weights(options: argparse.Namespace) -> None:
+    from tttlrm.downloads.weights import LICENSE, RELEASED, default_folder, download_weights
+    from tttlrm.progress import Bars
+
+    if options.source is not None and options.which == "all":
+        raise UserError("--from is one file: say whether it is full or ar")
+    progress = Bars()
+    progress.note(LICENSE)
+    if not options.accept_license and not _confirms("Do you accept it? [y/N] "):
+        raise UserError("the licence was not accepted; read it, and then give --accept-license")
+    folder = options.output or default_folder()
+    for key in RELEASED if options.which == "all" else (options.which,):
+        path = download_weights(
+            RELEASED[key],
+            folder,
+            revision=options.revision,
+            offline=options.offline,
+            source=options.source,
+            progress=progress,
+        )
+        print(f"{path}: give it to `tttlrm reconstruct` with --weights")
+
+
+def _confirms(question: str) -> bool:
+    """Whether somebody at a terminal says yes."""
+    if not sys.stdin.isatty():
+        return False
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tttlrm", description="3D Gaussians from posed images by test-time training.")
     parser.add_argument("--version", action="version", version=f"tttlrm {tttlrm.__version__}")
@@ -148,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands)
     _add_render(commands)
     _add_convert(commands)
+    _add_download(commands)
     return parser
 
 
@@ -234,6 +272,22 @@ def _add_convert(commands: Any) -> None:
     parser.add_argument("--name", help="of the scene (default: that of DST)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each core)")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion left in DST")
+
+
+def _add_download(commands: Any) -> None:
+    parser = commands.add_parser(
+        "download", help="Fetch what others publish.", description="Fetch what others publish."
+    )
+    kinds = parser.add_subparsers(title="what", required=True, metavar="WHAT")
+    weights = _command(kinds, "weights", _DOWNLOAD_WEIGHTS, _run_download_weights)
+    weights.add_argument("which", nargs="?", choices=("full", "ar", "all"), default="all", help="(default: all)")
+    weights.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: in the user's cache")
+    weights.add_argument("--accept-license", action="store_true", help="of the weights; otherwise it is asked for")
+    weights.add_argument("--revision", help="of the repository: a branch, tag or commit (default: main)")
+    weights.add_argument("--offline", action="store_true", help="fetch nothing; say where the weights are, if anywhere")
+    weights.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE", help="convert a published file that you have already"
+    )
 
 
 def _command(commands: Any, name: str, description: str, run: Any) -> argparse.ArgumentParser:

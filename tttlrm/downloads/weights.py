@@ -1,0 +1,151 @@
+"""The authors' checkpoints: fetched or brought along, checked, and converted once to safetensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tttlrm.checkpoints import digest, load_model, save_model
+from tttlrm.downloads.hub import HubFile, announce, fetch, require_space
+from tttlrm.errors import DownloadError, UserError
+from tttlrm.files import write_json
+from tttlrm.lpips_weights import default_cache_dir
+from tttlrm.progress import Progress, Silent
+
+REPOSITORY = "chenwang/tttLRM"
+RECORD = "downloads.json"
+LICENSE = (
+    "The weights are the authors' and come under the Adobe Research License: for non-commercial research only. "
+    f"Its text is in the hub repository {REPOSITORY}."
+)
+
+
+@dataclass(frozen=True)
+class Released:
+    """A published checkpoint.
+
+    Attributes:
+        sha256: of the published file; None: not known before the first download.
+    """
+
+    key: str
+    file: HubFile
+    sha256: str | None = None
+
+    @property
+    def converted(self) -> str:
+        return Path(self.file.name).with_suffix(".safetensors").name
+
+
+RELEASED = {
+    # No digest is pinned: the files could not be reached when this was written.
+    "full": Released("full", HubFile(REPOSITORY, "dl3dv_full.pt")),
+    "ar": Released("ar", HubFile(REPOSITORY, "dl3dv_ar.pt")),
+}
+
+
+def default_folder() -> Path:
+    return default_cache_dir() / "weights"
+
+
+def download_weights(
+    released: Released,
+    folder: Path,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    source: Path | None = None,
+    endpoint: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The converted checkpoint, fetched unless it is there. A second file beside it records what it was made of.
+
+    The published file is a pickle, which is read without running anything in it, and is removed after conversion.
+
+    Args:
+        revision: of the hub's repository; default: its main branch.
+        offline: fetch nothing.
+        source: a published file that was brought along, which is left as it is.
+
+    Raises:
+        DownloadError: it cannot be had, or is not the file that was recorded before.
+        CheckpointError: it is not a checkpoint of this model.
+    """
+    progress = progress or Silent()
+    records = _read_records(folder)
+    target, known = folder / released.converted, records.get(released.file.name)
+    if source is None and target.is_file() and known is not None:
+        return _verified(target, known)
+    if source is not None:
+        if not source.is_file():
+            raise UserError(f"{source}: no such file")
+        require_space(folder, source.stat().st_size)
+        return _convert(released, source, digest(source), {"source": "a local file"}, folder, records)
+    if offline:
+        raise DownloadError(
+            f"{target}: is not there, and --offline fetches nothing; run once without it, or use --from"
+        )
+    file = HubFile(released.file.repository, released.file.name, revision or released.file.revision)
+    announced = announce(file, endpoint)
+    progress.note(f"{file}: {announced.size / 2**30:.2f} GiB to fetch, and as much again when converted, to {folder}")
+    expected = released.sha256 or (known or {}).get("sha256")
+    if expected is not None and announced.sha256 is not None and announced.sha256 != expected:
+        raise _changed(file, expected, announced.sha256)
+    require_space(folder, 2 * announced.size)
+    fetched = fetch(file, announced, folder / "partial", endpoint)
+    made_of = {"source": f"{file.repository}/{file.name}", "commit": fetched.commit}
+    path = _convert(released, fetched.path, fetched.sha256, made_of, folder, records)
+    fetched.path.unlink(missing_ok=True)
+    return path
+
+
+def _convert(
+    released: Released,
+    published: Path,
+    sha256: str,
+    made_of: dict[str, Any],
+    folder: Path,
+    records: dict[str, dict[str, Any]],
+) -> Path:
+    known = records.get(released.file.name, {}).get("sha256")
+    expected = released.sha256 or known
+    if expected is not None and expected != sha256:
+        raise _changed(released.file, expected, sha256)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / released.converted
+    save_model(load_model(published), target)
+    entry = {"sha256": sha256, "bytes": published.stat().st_size, **made_of, "converted_sha256": digest(target)}
+    write_json(folder / RECORD, {**records, released.file.name: entry})
+    return target
+
+
+def _verified(target: Path, known: dict[str, Any]) -> Path:
+    found = digest(target)
+    if found != known.get("converted_sha256"):
+        raise DownloadError(
+            f"{target}: has been changed since it was made (sha256 {found}, recorded {known.get('converted_sha256')}); "
+            "remove it to fetch it again"
+        )
+    return target
+
+
+def _changed(file: HubFile, expected: str, found: str) -> DownloadError:
+    return DownloadError(
+        f"{file}: is not the file that is expected (sha256 {found}, expected {expected}); if a new version is meant, "
+        f"remove the entry of {file.name} from {RECORD}"
+    )
+
+
+def _read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DownloadError(f"{path}: cannot be read ({error}); remove it to begin anew") from error
+    if not isinstance(records, dict) or not all(isinstance(entry, dict) for entry in records.values()):
+        raise DownloadError(f"{path}: is not a record of downloads; remove it to begin anew")
+    return records
