@@ -41,6 +41,11 @@ _RENDER = """Render the test views of a scene from a PLY file that `tttlrm recon
 Writes renders/, metrics.csv and report.json, as `tttlrm reconstruct` does.
 """
 
+_DOCTOR = """Say what is installed, and what is missing for which feature.
+
+Ends with status 1 when the main job (reconstructing, the suite's tables) cannot run here.
+"""
+
 _DOWNLOAD_WEIGHTS = """Fetch the authors' checkpoints, and convert them to safetensors.
 
 Each takes 1.6 GB, and as much again while it is converted. A download that was cut off goes on where it stopped. The
@@ -127,6 +132,15 @@ def _run_render(options: argparse.Namespace) -> None:
     print(f"wrote {settings.output}")
 
 
+def _run_doctor(options: argparse.Namespace) -> None:
+    from tttlrm.doctor import can_run, examine, report
+
+    findings = examine()
+    print(report(findings))
+    if not can_run(findings):
+        raise SystemExit(EXIT_FAILURE)
+
+
 def _run_convert(options: argparse.Namespace) -> None:
     from tttlrm.progress import Bars
     from tttlrm.scenes import convert
@@ -186,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_render(commands)
     _add_convert(commands)
     _add_download(commands)
+    _command(commands, "doctor", _DOCTOR, _run_doctor)
     return parser
 
 
