@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bench.schema import Frozen, sha256_of_json
-from tttlrm.config import ModelConfig, Schedule
+from bench.schema import Frozen, Growing, sha256_of_json
+from tttlrm.config import ElasticUpdate, ModelConfig, Schedule
 
 Kind = Literal["quality", "speed"]
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -45,33 +45,51 @@ class Dataset(Frozen):
 
 
 class Weights(Frozen):
-    """random: drawn from the cell's seed. unreleased: the paper's own, which nobody else has."""
+    """random: drawn from the cell's seed. bundled: of a model that comes with ``tttlrm``. unreleased: the paper's own,
+    which nobody else has. untrained: of a training run that nobody has made. external: of another system, whose values
+    were imported. none: the method has no weights."""
 
-    kind: Literal["random", "unreleased", "file"]
+    kind: Literal["random", "bundled", "file", "unreleased", "untrained", "external", "none"]
     name: str
     sha256: str | None = None
 
 
-class ScheduleChoice(Frozen):
+class ScheduleChoice(Growing):
     """Of the fast-weight updates; ``views_per_chunk`` is unused by ``full``."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"elastic"})
 
     kind: Literal["full", "ar"]
     views_per_chunk: int = Field(ge=1)
+    elastic: bool = False
+    """The selective update, with the strengths of :class:`tttlrm.config.ElasticUpdate`."""
 
     def resolve(self) -> Schedule:
-        return Schedule(self.kind, self.views_per_chunk)
+        return Schedule(self.kind, self.views_per_chunk, ElasticUpdate() if self.elastic else None)
 
 
-class Cell(Frozen):
+class PostOptimization(Frozen):
+    """Gradient steps on the reconstructed Gaussians; see :mod:`bench.postoptimization`."""
+
+    steps: int = Field(ge=1)
+    views_per_step: int | None = Field(ge=1)
+    """Input views that a step renders, taken in turn; None: all."""
+    learning_rates: dict[str, float]
+    """By tensor of :class:`tttlrm.gaussians.Gaussians`."""
+
+
+class Cell(Growing):
     """One run. Two cells with the same content are the same cell, and are run once.
 
     Where things lie (paths of data and weights) is no part of it: digests say what they are.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"merge", "post_optimization", "builder"})
+
     kind: Kind
     method: str
     model: dict[str, Any]
-    """The complete :class:`tttlrm.config.ModelConfig`."""
+    """The complete :class:`tttlrm.config.ModelConfig`; of a method with a builder, whatever that understands."""
     weights: Weights
     dataset: Dataset
     resolution: tuple[int, int]
@@ -95,6 +113,11 @@ class Cell(Frozen):
     """Quality runs only."""
     sampling: Sampling | None
     """Speed runs only."""
+    merge: bool = False
+    """Predict-and-merge: each chunk of the schedule is reconstructed on its own, and the Gaussians are put together."""
+    post_optimization: PostOptimization | None = None
+    builder: str | None = None
+    """``module:function`` that makes the method; None: the suite's own model. See docs/adding-a-method.md."""
 
     @property
     def id(self) -> str:
@@ -108,4 +131,8 @@ class Cell(Frozen):
         """A short name for progress and logs: ``tttlrm 64x64 16 views quality``."""
         height, width = self.resolution
         ranks = f" sp{self.sp_size}" if self.sp_size > 1 else ""
-        return f"{self.method} {height}x{width} {self.input_views} views{ranks} {self.kind}"
+        traits = " selective" if self.schedule.elastic else ""
+        traits += " merged" if self.merge else ""
+        traits += f" +{self.post_optimization.steps} steps" if self.post_optimization else ""
+        data = f" of {self.dataset.name}" if self.kind == "quality" else ""
+        return f"{self.method}{traits} {height}x{width} {self.input_views} views{ranks} {self.kind}{data}"

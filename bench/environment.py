@@ -10,10 +10,10 @@ import socket
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from bench.devices import Gpu, list_gpus
 from bench.schema import Frozen
 
 _PACKAGES = ("torch", "numpy", "gsplat", "flash-attn", "xformers", "triton", "scikit-image", "scikit-learn", "submitit")
@@ -25,23 +25,6 @@ class Code(Frozen):
 
     commit: str | None
     dirty: bool | None
-
-
-class Gpu(Frozen):
-    name: str
-    memory_mib: int
-    driver: str | None = None
-    power_limit_w: float | None = None
-
-
-class Clocks(Frozen):
-    """Of one GPU at one moment."""
-
-    sm_mhz: int
-    memory_mhz: int
-    temperature_c: int
-    power_w: float | None
-    throttle_reasons: tuple[str, ...]
 
 
 class Environment(Frozen):
@@ -79,7 +62,7 @@ def read_environment(use_gpu: bool) -> Environment:
         cpu_cores=usable_cores(),
         memory_mib=_memory_mib(),
         threads=torch.get_num_threads(),
-        gpus=tuple(_gpus()) if use_gpu else (),
+        gpus=tuple(list_gpus()) if use_gpu else (),
         cuda=cuda,
         cudnn=str(torch.backends.cudnn.version()) if cuda and torch.backends.cudnn.is_available() else None,
         nccl=_nccl() if cuda else None,
@@ -110,22 +93,6 @@ def read_code(repository: Path = _REPOSITORY) -> Code:
         return Code(commit=None, dirty=None)
     changes = _git(repository, "status", "--porcelain", "--untracked-files=normal", "--", ".", ":(exclude)results")
     return Code(commit=commit, dirty=None if changes is None else bool(changes))
-
-
-def read_clocks() -> tuple[Clocks, ...]:
-    """Of every visible GPU, from the driver; empty without nvidia-ml-py or an NVIDIA GPU."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no package, no driver, no device: then there is nothing to read
-        return ()
-    try:
-        return tuple(_clocks(pynvml, handle) for handle in _nvml_handles(pynvml))
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def waited_seconds() -> float | None:
@@ -182,56 +149,6 @@ def _memory_mib() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     except (ValueError, OSError, AttributeError):
         return None
-
-
-def _gpus() -> list[Gpu]:
-    driver, limits = _nvml_facts()
-    gpus = []
-    for at in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(at)
-        limit = limits[at] if at < len(limits) else None
-        gpus.append(Gpu(name=facts.name, memory_mib=facts.total_memory // 2**20, driver=driver, power_limit_w=limit))
-    return gpus
-
-
-def _nvml_facts() -> tuple[str | None, list[float]]:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # as in read_clocks
-        return None, []
-    try:
-        limits = [pynvml.nvmlDeviceGetPowerManagementLimit(h) / 1000 for h in _nvml_handles(pynvml)]
-        return str(pynvml.nvmlSystemGetDriverVersion()), limits
-    except pynvml.NVMLError:
-        return None, []
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _nvml_handles(pynvml: Any) -> list[Any]:
-    """Handles of the GPUs that PyTorch sees, in its order: by UUID, because NVML ignores CUDA_VISIBLE_DEVICES."""
-    uuids = [torch.cuda.get_device_properties(at).uuid for at in range(torch.cuda.device_count())]
-    return [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
-
-
-def _clocks(pynvml: Any, handle: Any) -> Clocks:
-    try:
-        power: float | None = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
-    except pynvml.NVMLError:  # not every GPU gives it
-        power = None
-    bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-    prefix = "nvmlClocksThrottleReason"
-    reasons = {name.removeprefix(prefix): value for name, value in vars(pynvml).items() if name.startswith(prefix)}
-    active = [name for name, bit in reasons.items() if isinstance(bit, int) and bits & bit and name != "All"]
-    return Clocks(
-        sm_mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        memory_mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        temperature_c=pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-        power_w=power,
-        throttle_reasons=tuple(sorted(active)),
-    )
 
 
 def _nccl() -> str | None:

@@ -44,6 +44,16 @@ def gain_estimate(estimate: Estimate, decimals: int, unit: str) -> str:
     return f"{text} [{estimate.low:+.{decimals}f}, {estimate.high:+.{decimals}f}]"
 
 
+def difference(value: float, decimals: int) -> str:
+    """With its sign, and a zero without one: ``+0.31``, ``-1.2``, ``0.0``."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def joules(value: float | None) -> str:
+    return NONE if value is None else f"{significant(value)} J"
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Without exponent: 0.0312, 3.12, 312, 3120."""
     if value == 0 or not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Runs jobs on this machine: a worker process for each, watched until its cells have records.
+"""Runs jobs on this machine: a worker process for each rank, watched until the job's cells have records.
 
 A worker that dies, hangs or runs out of time costs the cell that it was at; the job's other cells go on in a new one.
 """
@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.jobs import Event, Job, JobCell, events_path, write_job
+from bench.events import EventReader
+from bench.jobs import Event, Job, JobCell, write_job
 from bench.outcomes import record_without_result
 from bench.progress import Progress
+from bench.ranks import EXIT_LOST_CONTACT
 from bench.records import Failure, Status
 
 _POLL_S = 0.1
@@ -52,7 +54,7 @@ class LocalLauncher:
 
 
 class _Watch:
-    """One worker process, from its start to its end."""
+    """The worker processes of a job (one for each rank), from their start to their end."""
 
     def __init__(self, job: Job, launcher: LocalLauncher) -> None:
         self._job = job
@@ -61,50 +63,64 @@ class _Watch:
         self._settled: set[str] = set()
         self._running: JobCell | None = None
         self._since = time.time()
-        self._read_to = 0
+        self._events = EventReader(job.file, job.ranks)
 
     def run(self) -> set[str]:
         """The cells that are settled: recorded by the worker or here, or being run by another client."""
         path = write_job(self._job)
-        log = path.with_suffix(".log")
-        with open(log, "w", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                [*self._launcher.command, str(path)],
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank in range(self._job.ranks):
+                processes.append(self._start(path, rank))
+            timed_out = self._wait(processes)
+            # Exit codes are read before the ranks that are left are stopped, which changes theirs.
+            culprit = _first_to_fail([process.poll() for process in processes])
+        finally:
+            for process in processes:
+                _stop(process)
+        self._read_events()
+        if timed_out:
+            self._settle_running("timeout", f"stopped after {self._launcher.cell_limit_s:g} s", None)
+        elif culprit is not None or len(self._settled) < len(self._cells):
+            at = culprit or 0
+            several = self._job.ranks > 1
+            reason, failure = _describe_death(processes[at].returncode, _log_path(path, at), at if several else None)
+            self._settle_running("failed", reason, failure)
+        return self._settled
+
+    def _start(self, path: Path, rank: int) -> subprocess.Popen[bytes]:
+        command = [*self._launcher.command, str(path)]
+        if self._job.ranks > 1:
+            meeting = f"file://{path.with_suffix('.rendezvous')}"
+            command += ["--rank", str(rank), "--size", str(self._job.ranks), "--rendezvous", meeting]
+        with open(_log_path(path, rank), "w", encoding="utf-8") as output:
+            return subprocess.Popen(
+                command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 env=_worker_environment(),
             )
-        try:
-            timed_out = self._wait(process, path)
-        finally:
-            _stop(process)
-        self._read_events(path)
-        if timed_out:
-            self._settle_running("timeout", f"stopped after {self._launcher.cell_limit_s:g} s", None)
-        elif process.returncode != 0 or len(self._settled) < len(self._cells):
-            reason, failure = _describe_death(process.returncode, log)
-            self._settle_running("failed", reason, failure)
-        return self._settled
 
-    def _wait(self, process: subprocess.Popen[bytes], path: Path) -> bool:
-        """Until the process ends (False) or the cell's time is over (True)."""
-        while process.poll() is None:
-            self._read_events(path)
+    def _wait(self, processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+        """Until the processes end (False) or the cell's time is over (True). Once one has failed, the others have a
+        few seconds to say how."""
+        failed_at: float | None = None
+        while any(process.poll() is None for process in processes):
+            self._read_events()
             if time.time() - self._since > self._launcher.cell_limit_s:
                 return True
+            if failed_at is None and any(process.poll() not in (None, 0) for process in processes):
+                failed_at = time.monotonic()
+            if failed_at is not None and time.monotonic() - failed_at > _GRACE_S:
+                return False
             time.sleep(_POLL_S)
         return False
 
-    def _read_events(self, path: Path) -> None:
-        with open(events_path(path), "rb") as file:
-            file.seek(self._read_to)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]  # the last line may be half written
-        self._read_to += len(whole)
-        for line in whole.splitlines():
-            self._handle(Event.model_validate_json(line))
+    def _read_events(self) -> None:
+        for event in self._events.read():
+            self._handle(event)
 
     def _handle(self, event: Event) -> None:
         item, progress = self._cells[event.cell_id], self._launcher.progress
@@ -173,14 +189,30 @@ def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> N
         return
 
 
-def _describe_death(code: int, log: Path) -> tuple[str, Failure]:
+def _log_path(job_file: Path, rank: int) -> Path:
+    return job_file.with_suffix(f".rank{rank}.log" if rank else ".log")
+
+
+def _first_to_fail(codes: Sequence[int | None]) -> int | None:
+    """The rank whose end is the cause: one that was killed before one that failed, and that before one that lost it."""
+
+    def order(rank: int) -> int:
+        code = codes[rank] or 0
+        return 0 if code < 0 else 2 if code == EXIT_LOST_CONTACT else 1
+
+    failed = [rank for rank, code in enumerate(codes) if code]
+    return min(failed, key=order) if failed else None
+
+
+def _describe_death(code: int, log: Path, rank: int | None) -> tuple[str, Failure]:
     """One sentence, and the end of the worker's output."""
     tail = log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:].strip()
     last = tail.splitlines()[-1] if tail else ""
+    who = "the worker" if rank is None else f"rank {rank}"
     if code < 0:
         name = signal.Signals(-code).name
         hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-        reason = f"the worker was killed by {name}{hint}"
+        reason = f"{who} was killed by {name}{hint}"
     else:
-        reason = f"the worker ended with exit code {code}" + (f": {last}" if last else "")
-    return reason, Failure(kind="worker", message=reason, traceback=tail or None, rank=None)
+        reason = f"{who} ended with exit code {code}" + (f": {last}" if last else "")
+    return reason, Failure(kind="worker", message=reason, traceback=tail or None, rank=rank)

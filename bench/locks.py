@@ -1,7 +1,8 @@
 """Locks: a cell is run by one process (or group of ranks) at a time, whoever else uses the same results.
 
 A lock is a file that its owner touches while it lives. It is stale when its owner is a dead process of this host,
-or when it has not been touched for a while (a lost node).
+when it is of an earlier start of the cluster's job that looks at it, when the job that took it is known to have ended
+(:func:`release_job`), or when it has not been touched for a while (a lost node).
 """
 
 from __future__ import annotations
@@ -46,6 +47,13 @@ def is_held(folder: Path, name: str) -> bool:
     return path.exists() and not _is_stale(path)
 
 
+def release_job(folder: Path, job: str) -> None:
+    """Remove the locks of a cluster's job (``12``, ``12_3``) that has ended."""
+    for path in folder.glob("*.lock"):
+        if _owner(path).get("job") == job:
+            path.unlink(missing_ok=True)
+
+
 def _acquire(path: Path) -> bool:
     # The guard makes "find stale, remove, create" one step among all that use this folder.
     with open(path.parent / ".guard", "a") as guard, _guarded(guard.fileno()):
@@ -76,7 +84,24 @@ def _guarded(descriptor: int) -> Iterator[None]:
 
 
 def _me() -> dict[str, object]:
-    return {"host": socket.gethostname(), "pid": os.getpid()}
+    job, start = _scheduler_job()
+    return {"host": socket.gethostname(), "pid": os.getpid(), "space": _process_space(), "job": job, "start": start}
+
+
+def _process_space() -> str | None:
+    """Names the set of processes in which a process id means something: containers of one host have several."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _scheduler_job() -> tuple[str | None, int]:
+    """The SLURM job that this process belongs to, and how often it was started before."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    start = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return job, int(start) if start.isdigit() else 0
 
 
 def _owner(path: Path) -> dict[str, object]:
@@ -95,8 +120,11 @@ def _is_stale(path: Path) -> bool:
         return False  # released this moment; the next attempt finds it free
     owner = _owner(path)
     pid = owner.get("pid")
-    died = owner.get("host") == socket.gethostname() and isinstance(pid, int) and not _is_alive(pid)
-    return died or age > STALE_AFTER_S
+    me = _me()
+    same_space = (owner.get("host"), owner.get("space", me["space"])) == (me["host"], me["space"])
+    died = same_space and isinstance(pid, int) and not _is_alive(pid)
+    ours_before = me["job"] is not None and owner.get("job") == me["job"] and owner.get("start") != me["start"]
+    return died or ours_before or age > STALE_AFTER_S
 
 
 def _is_alive(pid: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self, TextIO
 
@@ -11,6 +12,8 @@ class Progress(Protocol):
     """Told by the launcher what happens."""
 
     def job_started(self, label: str) -> None: ...
+    def jobs_changed(self, counts: Mapping[str, int]) -> None: ...
+    def note(self, text: str) -> None: ...
     def cell_started(self, label: str) -> None: ...
     def scene_done(self, done: int, total: int) -> None: ...
     def cell_finished(self, label: str, status: str, reason: str | None, seconds: float) -> None: ...
@@ -26,9 +29,18 @@ class LineProgress:
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self._total, self._done = total, 0
         self._stream = stream or sys.stderr
+        self._jobs = ""
 
     def job_started(self, label: str) -> None:
         return None
+
+    def jobs_changed(self, counts: Mapping[str, int]) -> None:
+        if (text := f"jobs: {_counted(counts)}") != self._jobs:
+            self.note(text)
+        self._jobs = text
+
+    def note(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
 
     def cell_started(self, label: str) -> None:
         return None
@@ -75,6 +87,13 @@ class BarProgress:
     def job_started(self, label: str) -> None:
         self._bars.update(self._scenes, description=label, total=None, completed=0, visible=True)
 
+    def jobs_changed(self, counts: Mapping[str, int]) -> None:
+        """By state, of a cluster; a line in place of the one cell that runs here."""
+        self._bars.update(self._scenes, description=f"jobs: {_counted(counts)}", total=None, visible=True)
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
+
     def cell_started(self, label: str) -> None:
         self._bars.reset(self._scenes, description=label, total=None, visible=True)
 
@@ -97,6 +116,10 @@ class BarProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bars.stop()
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none left"
 
 
 def choose_progress(total: int, quiet: bool) -> Progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.cells import Cell
 from bench.datasets import SceneViews, load_scene
-from bench.methods import Method
+from bench.methods import Method, prune_before_showing
 from bench.records import QualityResult, SceneQuality, ViewQuality
 from bench.timing import StageTimer
 from tttlrm.errors import DownloadError
@@ -19,18 +19,34 @@ from tttlrm.gaussians import Gaussians
 from tttlrm.metrics import psnr, ssim
 
 Lpips = Callable[[Tensor, Tensor], Tensor]
-OnScene = Callable[[int, int], None]
-"""Called after each scene with (scenes done, scenes in all)."""
+OnScene = Callable[[SceneQuality], None]
+"""Called with each scene's result as soon as it is there."""
 
 
-def run_quality(cell: Cell, method: Method, root: Path | None, on_scene: OnScene) -> QualityResult:
-    """All scenes of the cell, one after the other."""
-    lpips, absent = choose_lpips(cell)
-    scenes = []
-    for done, name in enumerate(cell.dataset.scenes, start=1):
-        scenes.append(_run_scene(cell, method, name, root, lpips))
-        on_scene(done, len(cell.dataset.scenes))
-    return QualityResult(scenes=tuple(scenes), lpips_absent=absent)
+def run_quality(
+    cell: Cell,
+    method: Method,
+    root: Path | None,
+    on_scene: OnScene,
+    scenes: Sequence[str] | None = None,
+    leads: bool = True,
+) -> QualityResult:
+    """The given scenes of the cell (None: all), one after the other.
+
+    Args:
+        leads: False on the further ranks of a method that spans several: they take part in each reconstruction, and
+            have no results of their own.
+    """
+    names = cell.dataset.scenes if scenes is None else scenes
+    lpips, absent = choose_lpips(cell) if leads else (None, None)
+    results = []
+    for name in names:
+        if not leads:
+            _reconstruct(cell, method, name, root)
+            continue
+        results.append(_run_scene(cell, method, name, root, lpips))
+        on_scene(results[-1])
+    return QualityResult(scenes=tuple(results), lpips_absent=absent)
 
 
 def choose_lpips(cell: Cell) -> tuple[Lpips | None, str | None]:
@@ -45,11 +61,6 @@ def choose_lpips(cell: Cell) -> tuple[Lpips | None, str | None]:
         return None, str(error)
 
 
-def prune(gaussians: Gaussians, cell: Cell) -> Gaussians:
-    """As the cell says; the random part is a function of its seed and of each Gaussian."""
-    return gaussians if cell.pruning is None else gaussians.prune(*cell.pruning, seed=cell.seed)
-
-
 def compare_views(rendered: Tensor, targets: Tensor, lpips: Lpips | None) -> tuple[ViewQuality, ...]:
     """Each test view's metrics; images [V, 3, H, W] in [0, 1]."""
     distances = [None] * len(targets) if lpips is None else lpips(rendered, targets).tolist()
@@ -61,10 +72,9 @@ def _run_scene(cell: Cell, method: Method, name: str, root: Path | None, lpips: 
     from tttlrm.rendering import render
 
     started = time.perf_counter()
-    scene = _on_device(load_scene(cell, name, root), cell.device)
+    scene, gaussians = _reconstruct(cell, method, name, root)
     with torch.inference_mode():
-        gaussians = method.reconstruct(scene.inputs, StageTimer(cell.device))
-        kept = prune(gaussians, cell)
+        kept = prune_before_showing(gaussians, cell)
         rendered = render(kept, scene.targets.cameras).images.clamp(0, 1)
         views = compare_views(rendered, scene.targets.images, lpips)
     return SceneQuality(
@@ -75,6 +85,12 @@ def _run_scene(cell: Cell, method: Method, name: str, root: Path | None, lpips: 
         usage=gaussians.usage(),
         seconds=round(time.perf_counter() - started, 3),
     )
+
+
+def _reconstruct(cell: Cell, method: Method, name: str, root: Path | None) -> tuple[SceneViews, Gaussians]:
+    scene = _on_device(load_scene(cell, name, root), cell.device)
+    with torch.inference_mode():
+        return scene, method.reconstruct(scene.inputs, StageTimer(cell.device))
 
 
 def _on_device(scene: SceneViews, device: str) -> SceneViews:

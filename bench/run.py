@@ -7,23 +7,25 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bench.cells import Cell
+from bench.clusters import ClusterSettings, LocalCluster
 from bench.datasets import missing_data
-from bench.environment import machine_label
+from bench.environment import machine_label, slug
 from bench.jobs import Job, group_cells, locks_dir
 from bench.launch import WORKER, LocalLauncher
 from bench.locks import is_held
-from bench.measured import Found
-from bench.methods import missing_device, missing_weights
+from bench.measured import Result
+from bench.methods import missing_device, missing_ranks, missing_weights
 from bench.outcomes import record_without_result
 from bench.planning import Locations, Planned, asked_cells, plan_table
-from bench.progress import choose_progress
-from bench.records import Record
+from bench.progress import Progress, choose_progress
+from bench.records import Header
 from bench.sanitize import local_sanitizer
 from bench.settings import Settings
 from bench.store import Damaged, Store
-from bench.tables import Table, load_table, make_table, write_table
+from bench.tables import Table, load_records, load_table, write_table
 
 _WAIT_S = 1.0
 _PLANNER = "planner"
@@ -43,13 +45,13 @@ class Work:
 
     planned: Planned
     store: Store
-    found: Found
+    found: dict[str, Header | Damaged]
     asked: frozenset[str]
     unavailable: dict[str, str]
     pending: tuple[Cell, ...]
 
     def jobs(self, settings: Settings) -> list[Job]:
-        attempts = {i: record.attempt for i, record in self.found.items() if isinstance(record, Record)}
+        attempts = {i: record.attempt for i, record in self.found.items() if isinstance(record, Header)}
         cluster = settings.cluster
         return group_cells(
             self.pending,
@@ -58,6 +60,7 @@ class Work:
             self.store,
             cluster.cells_per_job,
             settings.order_seed,
+            cluster.shape(),
         )
 
 
@@ -76,14 +79,15 @@ class Outcome:
 
 def find_work(settings: Settings) -> Work:
     """Plan the table and compare it with what is recorded."""
+    settings = _with_machine(settings)
     planned = plan_table(settings)
     asked = asked_cells(planned.plan, settings.cells)
     store = Store.at(settings.results_dir, planned.plan.machine, planned.plan.table)
-    found = store.read_all(planned.plan.cell_ids())
+    found = store.read_headers(planned.plan.cell_ids())
     unavailable = {}
     pending = []
     for cell_id, cell in planned.plan.cells.items():
-        reason = why_unavailable(cell, planned.locations[cell_id])
+        reason = why_unavailable(cell, planned.locations[cell_id], settings.cluster)
         if reason is not None:
             unavailable[cell_id] = reason
         elif cell_id in asked and _must_run(found.get(cell_id), settings.retry):
@@ -91,13 +95,13 @@ def find_work(settings: Settings) -> Work:
     return Work(planned, store, found, asked, unavailable, tuple(pending))
 
 
-def why_unavailable(cell: Cell, where: Locations) -> str | None:
-    """What this machine lacks for the cell, as far as that shows without running it."""
-    if cell.sp_size > 1:
-        return f"cluster=local runs one rank a cell, and this one wants {cell.sp_size}"
-    return (
-        missing_weights(cell, where.weights) or missing_data(cell.dataset, where.dataset_root) or missing_device(cell)
-    )
+def why_unavailable(cell: Cell, where: Locations, cluster: ClusterSettings) -> str | None:
+    """What this machine lacks for the cell, as far as that shows without running it. Of a cluster's nodes it does not
+    show whether they have GPUs; their files are taken to be this machine's too."""
+    if cell.sp_size > cell.input_views:
+        return f"sp_size {cell.sp_size} is larger than the number of input views, {cell.input_views}"
+    reason = missing_weights(cell, where.weights) or missing_data(cell.dataset, where.dataset_root)
+    return reason or (missing_device(cell) or missing_ranks(cell) if isinstance(cluster, LocalCluster) else None)
 
 
 def run_table(settings: Settings, command: Sequence[str] = WORKER) -> Outcome:
@@ -108,9 +112,9 @@ def run_table(settings: Settings, command: Sequence[str] = WORKER) -> Outcome:
     store.write_plan(plan)
     jobs = work.jobs(settings)
     with choose_progress(len(work.pending), settings.quiet) as progress:
-        LocalLauncher(settings.cluster.cell_limit_s, progress, command).run(jobs)
+        _launcher(settings.cluster, store, progress, command).run(jobs)
     _wait_for_others(store, work.pending)
-    table = make_table(plan, store.read_all(plan.cell_ids()))
+    table = load_records(store, plan)
     kept = len(work.asked) - len(work.pending) - len(work.asked & work.unavailable.keys())
     files = tuple(write_table(store, table))
     return Outcome(table, files, exit_code(table, work.asked), len(work.asked), kept)
@@ -118,6 +122,7 @@ def run_table(settings: Settings, command: Sequence[str] = WORKER) -> Outcome:
 
 def report(settings: Settings) -> Outcome:
     """Render the table again from its plan and records; nothing runs."""
+    settings = _with_machine(settings)
     machine = settings.machine or machine_label(settings.resolved_device)
     store = Store.at(settings.results_dir, machine, settings.table.name)
     plan_file = store.plan_path(settings.profile.name)
@@ -156,7 +161,31 @@ def summary(outcome: Outcome) -> str:
     return "\n".join([*lines, *(f"wrote {path}" for path in outcome.files)])
 
 
-def _must_run(found: Record | Damaged | None, retry: str) -> bool:
+class Launcher(Protocol):
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run all jobs. Afterwards each of their cells has a record, unless another client is running it."""
+        ...
+
+
+def _launcher(cluster: ClusterSettings, store: Store, progress: Progress, command: Sequence[str]) -> Launcher:
+    if isinstance(cluster, LocalCluster):
+        return LocalLauncher(cluster.cell_limit_s, progress, command)
+    from bench.slurm.client import SlurmLauncher
+
+    return SlurmLauncher(store, cluster, progress)
+
+
+def _with_machine(settings: Settings) -> Settings:
+    """Results of a cluster are named after it and its partition, not after the machine that submits."""
+    if settings.machine is not None or isinstance(settings.cluster, LocalCluster):
+        return settings
+    from bench.slurm.states import site_config
+
+    name = slug(f"{site_config().get('ClusterName', 'slurm')} {settings.cluster.partition or ''}")
+    return settings.model_copy(update={"machine": name})
+
+
+def _must_run(found: Header | Damaged | None, retry: str) -> bool:
     if found is None or retry == "all":
         return True
     if isinstance(found, Damaged):
@@ -173,9 +202,9 @@ def _record_unavailable(work: Work) -> None:
         if cell_id not in work.asked:
             continue
         before, reason = work.found.get(cell_id), sanitizer.text(found_reason)
-        if isinstance(before, Record) and (before.status == "ok" or before.reason == reason):
+        if isinstance(before, Header) and (before.status == "ok" or before.reason == reason):
             continue  # a result stays a result when its inputs are gone
-        attempt = before.attempt + 1 if isinstance(before, Record) else 1
+        attempt = before.attempt + 1 if isinstance(before, Header) else 1
         cell = work.planned.plan.cells[cell_id]
         table = work.planned.plan.table
         work.store.write(record_without_result(cell, "unavailable", reason, table=table, job=_PLANNER, attempt=attempt))
@@ -188,7 +217,7 @@ def _wait_for_others(store: Store, cells: Sequence[Cell]) -> None:
         time.sleep(_WAIT_S)
 
 
-def _is_settled(record: Record | None) -> bool:
+def _is_settled(record: Result | None) -> bool:
     return record is not None and record.status in ("ok", "unavailable")
 
 

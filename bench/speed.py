@@ -10,12 +10,13 @@ import torch
 
 from bench.cells import Cell
 from bench.datasets import load_scene
-from bench.environment import read_clocks, waited_seconds
+from bench.devices import DeviceState, read_states
+from bench.environment import waited_seconds
 from bench.memory import MemoryWatch
-from bench.methods import Method
-from bench.quality import prune
+from bench.methods import Method, prune_before_showing
+from bench.peak import measured_peak, reconstruction_flops
 from bench.records import Phase, RankMemory, SpeedResult
-from bench.timing import Ranks, StageTimer, sample
+from bench.timing import OneRank, Ranks, StageTimer, sample
 from tttlrm.cameras import Views
 from tttlrm.gaussians import Gaussians
 
@@ -35,20 +36,18 @@ def run_speed(
     read_s = time.perf_counter() - started if cell.dataset.source == "folder" else None
     inputs, targets = scene.inputs.to(cell.device), scene.targets.to(cell.device)
     with torch.inference_mode():
-        before = read_clocks() if cell.device == "cuda" else ()
-        reconstruction = _Reconstruction(cell, method, inputs)
+        reconstruction = _Reconstruction(cell, method, inputs, ranks.rank if ranks else 0)
         reconstruct = _phase(cell, reconstruction.run, ranks)
         gaussians, memory = reconstruction.results()
         show = _phase(cell, _show_run(cell, gaussians, targets), ranks)
-        after = read_clocks() if cell.device == "cuda" else ()
     result = SpeedResult(
         reconstruct=reconstruct,
         show=show,
         read_s=read_s,
         gaussians=len(gaussians),
         rendered_views=targets.num_views,
-        clocks_before=before,
-        clocks_after=after,
+        flops=reconstruction_flops(cell, method),
+        peak_flops=measured_peak(cell),
     )
     return result, memory
 
@@ -56,12 +55,12 @@ def run_speed(
 class _Reconstruction:
     """Reconstructs again and again, and knows what that needed."""
 
-    def __init__(self, cell: Cell, method: Method, inputs: Views) -> None:
-        self._cell, self._method, self._inputs = cell, method, inputs
+    def __init__(self, cell: Cell, method: Method, inputs: Views, rank: int) -> None:
+        self._cell, self._method, self._inputs, self._rank = cell, method, inputs, rank
         self._timer = StageTimer(cell.device)
         self._gaussians: Gaussians | None = None
         self._memory: RankMemory | None = None
-        self._watch = MemoryWatch(cell.device)
+        self._watch = MemoryWatch(cell.device, rank)
 
     def run(self) -> dict[str, float]:
         self._gaussians = None  # or the next peak would hold them too
@@ -75,7 +74,7 @@ class _Reconstruction:
             # The first call's peak may hold compilation. A CPU's is the only clean one: later, freed memory that the
             # allocator keeps would count as in use.
             self._gaussians, self._memory = None, None
-            self._watch = MemoryWatch(self._cell.device)
+            self._watch = MemoryWatch(self._cell.device, self._rank)
             self.run()
         assert self._gaussians is not None and self._memory is not None
         return self._gaussians, self._memory
@@ -89,7 +88,7 @@ def _show_run(cell: Cell, gaussians: Gaussians, targets: Views) -> Callable[[], 
     def run() -> dict[str, float]:
         timer.start()
         with timer.stage("prune"):
-            kept = prune(gaussians, cell)
+            kept = prune_before_showing(gaussians, cell)
         with timer.stage("render"):
             render(kept, targets.cameras)
         return timer.seconds
@@ -100,7 +99,9 @@ def _show_run(cell: Cell, gaussians: Gaussians, targets: Views) -> Callable[[], 
 def _phase(cell: Cell, run: Callable[[], dict[str, float]], ranks: Ranks | None) -> Phase:
     assert cell.sampling is not None
     started, waited = time.perf_counter(), waited_seconds()
-    samples = sample(run, cell.sampling, ranks)
+    group = ranks or OneRank()
+    states: list[tuple[DeviceState, ...]] = []
+    samples = sample(run, cell.sampling, group, around=lambda: states.append(read_states(cell.device, group)))
     elapsed, waited_after = time.perf_counter() - started, waited_seconds()
     share = None if waited is None or waited_after is None else (waited_after - waited) / elapsed
     return Phase(
@@ -111,6 +112,9 @@ def _phase(cell: Cell, run: Callable[[], dict[str, float]], ranks: Ranks | None)
         first_call={stage: round(seconds, _DIGITS) for stage, seconds in samples.first_call.items()},
         warmup_calls=samples.warmup_calls,
         warmup_s=round(samples.warmup_s, _DIGITS),
+        sampled_s=round(samples.sampled_s, _DIGITS),
         stopped=samples.stopped,
+        before=states[0],
+        after=states[1],
         waited_share=None if share is None else round(share, 4),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def median_estimate(samples: Sequence[float], confidence: float = 0.95) -> Estim
     return Estimate(median(ordered), ordered[rank], ordered[-1 - rank], len(ordered))
 
 
+@lru_cache(maxsize=4096)
 def _lower_rank(count: int, confidence: float) -> int | None:
     """The largest r with P(r < heads < count - r) >= confidence for a fair coin; None if even r = 0 is too narrow."""
     below, rank = 0.0, None

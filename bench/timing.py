@@ -89,6 +89,7 @@ class Samples:
         first_call: stage -> seconds of the first call by the slowest rank; it holds compilation and allocation.
         stages: stage -> [samples][ranks] seconds.
         warmup_calls, warmup_s: what ran unmeasured, the first call apart.
+        sampled_s: from the start of the first sample to the end of the last.
         stopped: what ended the sampling.
     """
 
@@ -96,6 +97,7 @@ class Samples:
     stages: dict[str, list[list[float]]]
     warmup_calls: int
     warmup_s: float
+    sampled_s: float
     stopped: StopReason
 
 
@@ -104,6 +106,7 @@ def sample(
     sampling: Sampling,
     ranks: Ranks | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    around: Callable[[], None] = lambda: None,
 ) -> Samples:
     """Call ``run`` until the interval of the median of its time (the sum of its stages) is narrow enough.
 
@@ -112,6 +115,7 @@ def sample(
             returns (see :class:`StageTimer`).
         sampling: warm-up, aimed interval, limits.
         ranks: the processes that run together; every one calls this function. Rank 0's clock decides for all.
+        around: called on every rank right before the first sample and right after the last, to read the device.
     """
     ranks = ranks or OneRank()
     first = {stage: max(by_rank) for stage, by_rank in _run_once(run, ranks).items()}
@@ -124,6 +128,7 @@ def sample(
     stages: dict[str, list[list[float]]] = {stage: [] for stage in first}
     totals: list[float] = []
     next_look = sampling.min_samples
+    around()
     started = clock()
     while True:
         for stage, by_rank in _run_once(run, ranks).items():
@@ -139,7 +144,9 @@ def sample(
         if stopped is None and not _agree(clock() - started < sampling.limit_s, ranks):
             stopped = "time limit"
         if stopped is not None:
-            return Samples(first, stages, calls, warmup_s, stopped)
+            sampled_s = clock() - started
+            around()
+            return Samples(first, stages, calls, warmup_s, sampled_s, stopped)
 
 
 def is_narrow(estimate: Estimate, share: float) -> bool:
@@ -150,6 +157,8 @@ def is_narrow(estimate: Estimate, share: float) -> bool:
 def slowest_total(stages: Mapping[str, Sequence[Sequence[float]]]) -> list[float]:
     """Of each sample, the time of the slowest rank, summed over the stages a rank went through. [samples]"""
     per_stage = list(stages.values())
+    if len(per_stage[0][0]) == 1:
+        return [sum(parts) for parts in zip(*([by_rank[0] for by_rank in runs] for runs in per_stage), strict=True)]
     return [
         max(sum(stage[at][rank] for stage in per_stage) for rank in range(len(per_stage[0][at])))
         for at in range(len(per_stage[0]))

@@ -28,7 +28,7 @@ def judge(plan: Plan, row: PaperRow, column: str, measured: Measured) -> Verdict
         return Verdict("not available" if status == "unavailable" else "not run", reason)
     printed = row.values[column]
     if printed is None:
-        return Verdict("not comparable", "the paper prints no value")
+        return Verdict("not comparable", "no value is printed to compare with")
     obstacles = differences(plan, row, column, measured)
     if obstacles:
         return Verdict("not comparable", "; ".join(obstacles))
@@ -45,25 +45,34 @@ def differences(plan: Plan, row: PaperRow, column: str, measured: Measured) -> l
     cell, conditions = record.cell, plan.conditions
     found = []
     if plan.columns[column].kind == "quality":
+        dataset, scenes = conditions.data_of(plan.columns[column])
         if cell.weights.kind == "random":
             found.append("random weights, so that quality means nothing")
         elif cell.weights.sha256 not in conditions.weights_sha256:
             found.append(f"other weights than the paper's ({conditions.weights})")
-        if cell.dataset.name != conditions.dataset or len(cell.dataset.scenes) != conditions.scenes:
+        if cell.dataset.name != dataset or len(cell.dataset.scenes) != scenes:
             found.append(
                 f"other scenes ({_scenes(cell.dataset.name, len(cell.dataset.scenes))} instead of "
-                f"{_scenes(conditions.dataset, conditions.scenes)})"
+                f"{_scenes(dataset, scenes)})"
             )
     else:
         if not on_paper_device(record.environment, cell, conditions.device):
             found.append(f"another device ({device_name(record.environment, cell)} instead of {conditions.device})")
         if is_disturbed(measured.records):
             found.append("other work on the machine disturbed it")
-        if not _same_size(cell.model_config_resolved):
+        if cell.builder is None and not _same_size(cell):
             found.append("a smaller model")
-    if cell.resolution != tuple(row.labels["resolution"]):
+    if not _same_images(cell, tuple(row.labels["resolution"])):
         found.append("smaller images")
+    if cell.input_views != row.labels["input_views"]:
+        found.append("fewer views")
     return found
+
+
+def _same_images(cell: Cell, printed: tuple[int, ...]) -> bool:
+    """As printed, but for what the patch size does not divide: 540 rows are run as 536, as in the release."""
+    patch = cell.model["patch"] if cell.builder is None else 1
+    return all(0 <= side - here < patch for side, here in zip(printed, cell.resolution, strict=True))
 
 
 def on_paper_device(environment: Environment, cell: Cell, device: str) -> bool:
@@ -80,8 +89,8 @@ def _scenes(dataset: str, count: int) -> str:
     return f"{count} of {dataset}"
 
 
-def _same_size(config: ModelConfig) -> bool:
+def _same_size(cell: Cell) -> bool:
     """Whether what a time depends on is as released; the mixer follows from the method."""
     released = ModelConfig()
     sizes = ("width", "blocks", "patch", "attention_head", "fast_weight_expansion", "mlp_expansion", "sh_degree")
-    return all(getattr(config, name) == getattr(released, name) for name in sizes)
+    return all(cell.model[name] == getattr(released, name) for name in sizes)

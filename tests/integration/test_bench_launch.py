@@ -29,7 +29,7 @@ from tests.bench_cases import WHEN, record
 ACTIONS = {actions!r}
 
 
-def run_cell(job, item, emit):
+def run_cell(job, item, emit, team):
     action = ACTIONS.get((item.cell.method, item.cell.input_views), "ok")
     errors = {{"raise": ValueError("broken on purpose"), "memory": MemoryError("too much"),
                "unavailable": UnavailableError("no such thing")}}
@@ -81,14 +81,14 @@ def test_each_failure_stays_where_it_happens(tmp_path: Path) -> None:
     outcome = run_table(wanted, command(tmp_path, actions))
     assert outcome.exit_code == 1
     assert statuses(outcome) == {
-        ("gs-lrm", 32, 8): "ok",
-        ("tttlrm", 32, 8): "ok",
-        ("gs-lrm", 64, 8): "ok",
-        ("tttlrm", 64, 8): "ok",
-        ("gs-lrm", 64, 16): "failed: the worker ended with exit code 3: last words",
-        ("tttlrm", 64, 16): "failed: the worker was killed by SIGKILL, as the system does when memory runs out",
-        ("gs-lrm", 64, 24): "failed: ValueError: broken on purpose",
-        ("tttlrm", 64, 24): "out_of_memory: MemoryError: too much",
+        ("gs-lrm", 96, 8): "ok",
+        ("tttlrm", 96, 8): "ok",
+        ("gs-lrm", 128, 8): "ok",
+        ("tttlrm", 128, 8): "ok",
+        ("gs-lrm", 128, 16): "failed: the worker ended with exit code 3: last words",
+        ("tttlrm", 128, 16): "failed: the worker was killed by SIGKILL, as the system does when memory runs out",
+        ("gs-lrm", 128, 24): "failed: ValueError: broken on purpose",
+        ("tttlrm", 128, 24): "out_of_memory: MemoryError: too much",
     }
     folder = locks_dir(find_work(wanted).store)
     assert not any(is_held(folder, cell_id) for cell_id in outcome.table.plan.cells)
@@ -107,7 +107,7 @@ def test_a_hanging_cell_is_a_timeout(tmp_path: Path) -> None:
     wanted = settings(tmp_path, "cells.rows=[5,6]", "cluster.cell_limit_s=15")
     started = time.monotonic()
     outcome = run_table(wanted, command(tmp_path, {("gs-lrm", 16): "hang"}))
-    assert statuses(outcome) == {("gs-lrm", 64, 16): "timeout: stopped after 15 s", ("tttlrm", 64, 16): "ok"}
+    assert statuses(outcome) == {("gs-lrm", 128, 16): "timeout: stopped after 15 s", ("tttlrm", 128, 16): "ok"}
     assert time.monotonic() - started < 100
     (stopped,) = [r for r in outcome.table.records if r.status == "timeout"]
     assert 14 < (stopped.finished - stopped.started).total_seconds() < 40
@@ -124,7 +124,7 @@ def test_a_worker_that_cannot_start_fails_its_cells(tmp_path: Path) -> None:
 def test_what_only_a_run_finds_unavailable_is_a_verdict(tmp_path: Path) -> None:
     wanted = settings(tmp_path, "cells.rows=[1]")
     outcome = run_table(wanted, command(tmp_path, {("gs-lrm", 8): "unavailable"}))
-    assert statuses(outcome) == {("gs-lrm", 32, 8): "unavailable: no such thing"}
+    assert statuses(outcome) == {("gs-lrm", 96, 8): "unavailable: no such thing"}
     assert outcome.exit_code == 0
     assert find_work(wanted).pending == ()
     assert len(find_work(settings(tmp_path, "cells.rows=[1]", "retry=failed")).pending) == 1
@@ -200,14 +200,14 @@ def test_part_of_a_table_leaves_the_rest_in_it(tmp_path: Path) -> None:
 
 
 def test_nothing_is_recorded_of_cells_that_were_not_asked_for(tmp_path: Path) -> None:
-    outcome = run_table(settings(tmp_path, "cells.rows=[1]", "cells.sp_size=[2]"), command(tmp_path, {}))
+    outcome = run_table(settings(tmp_path, "cells.rows=[1]", "cells.sp_size=[9]"), command(tmp_path, {}))
     (made,) = outcome.table.records
     assert made.status == "unavailable" and made.cell.kind == "quality" and outcome.exit_code == 0
 
 
 def test_missing_data_is_unavailable_until_it_is_there(tmp_path: Path) -> None:
     root = tmp_path / "scenes"
-    source = "profile.datasets.quality"
+    source = "profile.datasets.gso"
     overrides = ["cells.rows=[1]", f"{source}.source=folder", f"{source}.name=mine", f"{source}.root={root}"]
     wanted = settings(tmp_path, *overrides)
     outcome = run_table(wanted, command(tmp_path, {}))

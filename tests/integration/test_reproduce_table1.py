@@ -26,9 +26,12 @@ SMALL = (
     "cells.rows=[1,2]",
     "profile.lpips=false",
     "profile.model.blocks=1",
-    "profile.datasets.quality.scenes=2",
-    "profile.datasets.quality.test_views=2",
-    "profile.datasets.speed.test_views=1",
+    "profile.weights.quality.gs-lrm=random",
+    "profile.weights.quality.tttlrm=random",
+    "profile.scales.object.resolutions={256x256:[32,32]}",
+    "profile.datasets.gso.scenes=2",
+    "profile.datasets.gso.test_views=2",
+    "profile.datasets.objects.test_views=1",
     "profile.sampling.warmup_s=0.05",
     "profile.sampling.limit_s=0.5",
 )
@@ -65,7 +68,7 @@ def test_it_ends_with_a_table(ran: tuple[Path, subprocess.CompletedProcess[str]]
     assert "16 cells: 4 ok, 12 without a record" in done.stdout and "recorded before" not in done.stdout
     assert "32 printed numbers: 6 not comparable, 2 not available, 24 not run" in done.stdout
     markdown = (store(folder).root / "table1-tiny.md").read_text()
-    assert "Quality below means nothing yet" in markdown
+    assert "Quality of random weights means nothing" in markdown
     assert "not available" in markdown and "not asked for (profile.lpips)" in markdown
     assert "no record yet" in markdown
     assert [path.name for path in folder.iterdir()] == ["results"], "nothing else is left in the working folder"
@@ -109,7 +112,7 @@ def test_repeating_it_runs_nothing_and_changes_nothing(
     before = {path: path.read_bytes() for path in store(folder).root.iterdir()}
     jobs = sorted(path.name for path in (store(folder).work_dir() / "jobs").iterdir())
     listed = bench(folder, "list", *SMALL)
-    assert listed.stdout.count(": ok") == 4 and "tables: table1" in listed.stdout
+    assert listed.stdout.count(": ok") == 4 and "  table1   16 cells (12 not asked for, 4 ok)" in listed.stdout
     planned = bench(folder, "dry_run=true", *SMALL)
     assert "0 cells to run, in 0 jobs" in planned.stdout
     again = bench(folder, *SMALL)
@@ -145,7 +148,7 @@ def test_quality_is_the_same_when_it_is_run_again(
 def test_a_folder_of_scenes(tmp_path: Path) -> None:
     for name in ("first", "second"):
         folder_scene(tmp_path / "scenes" / name)
-    source = "profile.datasets.quality"
+    source = "profile.datasets.gso"
     done = bench(
         tmp_path,
         *SMALL,
@@ -165,7 +168,7 @@ def test_a_broken_scene_fails_by_name(tmp_path: Path) -> None:
     for name in ("first", "second"):
         folder_scene(tmp_path / "scenes" / name)
     (tmp_path / "scenes" / "second" / "005.png").write_bytes(b"not an image")
-    source = "profile.datasets.quality"
+    source = "profile.datasets.gso"
     overrides = (f"{source}.source=folder", f"{source}.name=mine", f"{source}.root=scenes", "cells.rows=[2]")
     done = bench(tmp_path, *SMALL, *overrides, "cells.kinds=[quality]")
     assert done.returncode == 1
@@ -186,6 +189,28 @@ def test_the_paper_profile_without_its_means_is_a_table_of_reasons(tmp_path: Pat
     markdown = (store(tmp_path).root / "table1-paper.md").read_text()
     assert "the authors' weights for this table are not released" in markdown
     assert "no CUDA GPU on this machine" in markdown
+
+
+def test_another_table_with_trained_models(tmp_path: Path) -> None:
+    """Table 4, on fewer scenes: what differs between its rows is run for real, and its claim is judged."""
+    fewer = ("profile.datasets.dl3dv.scenes=2", "profile.datasets.dl3dv.test_views=1", "profile.lpips=false")
+    done = bench(tmp_path, "table=table4", "machine=here", *fewer)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = Store.at(tmp_path / "results", "here", "table4").root
+    markdown = (folder / "table4-tiny.md").read_text()
+    for said in (
+        "tiny-room-ar (sha256 ",
+        "32 → 16",
+        "predict-and-merge",
+        "full reconstruction above predict-and-merge",
+    ):
+        assert said in markdown, said
+    assert "means nothing" not in markdown
+    table = load_table(folder / "plan-tiny.json")
+    merged, full = (line.cells["psnr"].measured.by_scene for line in table.lines)
+    assert merged.keys() == full.keys() == {"0", "1"} and all(merged[name] != full[name] for name in full)
+    (claim,) = table.claims
+    assert len(claim.comparisons) == 1 and claim.comparisons[0].gain.has_interval
 
 
 def test_interrupting_it_ends_its_workers_and_keeps_what_is_done(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ from bench.store import Store
 from tests.bench_cases import MACHINE, folder_scene, tiny_plan
 from tttlrm.checkpoints import save_model
 from tttlrm.config import ModelConfig
+from tttlrm.errors import UserError
 from tttlrm.model import TTTLRM
+
+RANDOM = ("profile.weights.quality.gs-lrm=random", "profile.weights.quality.tttlrm=random")
 
 
 def test_every_row_of_table_1_becomes_a_quality_and_a_speed_cell() -> None:
@@ -35,20 +38,20 @@ def test_cells_are_the_rows_scaled() -> None:
     sizes = [(plan.cells[row.cells["speed"][0]].method, plan.cells[row.cells["speed"][0]]) for row in plan.rows]
     got = [(method, cell.resolution, cell.input_views, cell.virtual_views) for method, cell in sizes]
     assert got == [
-        ("gs-lrm", (32, 32), 8, 8),
-        ("tttlrm", (32, 32), 8, 8),
-        ("gs-lrm", (64, 64), 8, 8),
-        ("tttlrm", (64, 64), 8, 8),
-        ("gs-lrm", (64, 64), 16, 16),
-        ("tttlrm", (64, 64), 16, 10),
-        ("gs-lrm", (64, 64), 24, 24),
-        ("tttlrm", (64, 64), 24, 10),
+        ("gs-lrm", (96, 96), 8, 8),
+        ("tttlrm", (96, 96), 8, 8),
+        ("gs-lrm", (128, 128), 8, 8),
+        ("tttlrm", (128, 128), 8, 8),
+        ("gs-lrm", (128, 128), 16, 16),
+        ("tttlrm", (128, 128), 16, 10),
+        ("gs-lrm", (128, 128), 24, 24),
+        ("tttlrm", (128, 128), 24, 10),
     ]
 
 
 def test_methods_differ_in_the_mixer_alone() -> None:
     plan = tiny_plan().plan
-    attention, fast = (plan.cells[plan.rows[at].cells["quality"][0]] for at in (2, 3))
+    attention, fast = (plan.cells[plan.rows[at].cells["speed"][0]] for at in (2, 3))
     assert attention.model["mixer"] == "attention" and fast.model["mixer"] == "fast_weights"
     changed = {"method": fast.method, "model": fast.model}
     assert attention.model_copy(update=changed) == fast
@@ -133,17 +136,20 @@ def test_rows_that_the_paper_has_not_are_refused(row: int) -> None:
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("~profile.resolutions.512x512", "512x512"),
+        ("~profile.scales.object.resolutions.512x512", "512x512"),
         ("profile.model.width=63", "width 63"),
         ("~tolerances.ssim", "tolerances has no ssim"),
         ("~table.columns.ssim", "ssim"),
-        ("~profile.weights.speed.tttlrm", "profile.weights.speed has no tttlrm"),
-        ("profile.datasets.quality.source=folder", "needs a root"),
+        ("~profile.weights.speed.default", "profile.weights.speed has neither gs-lrm nor default"),
+        ("profile.datasets.gso.source=folder", "needs a root"),
+        ("~profile.datasets.gso", "profile.datasets has no gso"),
+        ("table.methods.tttlrm.model.mixer=attention", "tiny-object has mixer 'fast_weights'"),
+        ("profile.weights.quality.tttlrm=bundled:huge", "no bundled model 'huge'"),
         ("table.version=1", "version"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(override: str, named: str) -> None:
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(UserError) as error:
         tiny_plan(override)
     assert named in str(error.value)
 
@@ -157,7 +163,7 @@ def test_methods_that_the_suite_has_not_are_rows_with_a_reason() -> None:
 def test_a_dataset_folder_is_known_by_its_content(tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
         folder_scene(tmp_path / name, frames=3, size=16)
-    source = "profile.datasets.quality"
+    source = "profile.datasets.gso"
     overrides = (f"{source}.source=folder", f"{source}.root={tmp_path}", f"{source}.scenes=2")
     planned = tiny_plan(*overrides)
     cell = planned.plan.cells[planned.plan.rows[0].cells["quality"][0]]
@@ -170,7 +176,7 @@ def test_a_dataset_folder_is_known_by_its_content(tmp_path: Path) -> None:
 
 
 def test_weights_are_known_by_their_digest(tmp_path: Path) -> None:
-    plan = tiny_plan("profile=tiny").plan
+    plan = tiny_plan(*RANDOM).plan
     config = ModelConfig.from_dict(plan.cells[plan.rows[1].cells["quality"][0]].model)
     path = tmp_path / "some.safetensors"
     save_model(TTTLRM(config), path)
@@ -197,7 +203,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_random_weights_follow_the_seed_and_leave_the_generator_alone() -> None:
     import torch
 
-    cell = next(iter(tiny_plan().plan.cells.values()))
+    cell = next(iter(tiny_plan(*RANDOM).plan.cells.values()))
     before = torch.random.get_rng_state()
     first, again = build_method(cell, None), build_method(cell, None)
     other = build_method(cell.model_copy(update={"seed": 1}), None)

@@ -107,3 +107,30 @@ def test_a_lock_that_was_taken_over_is_not_released_by_its_first_owner(tmp_path:
     with hold(tmp_path, "cell"):
         write_lock(tmp_path, "another-host", 1)
     assert is_held(tmp_path, "cell")
+
+
+def test_a_job_that_was_started_again_takes_its_own_lock_at_once(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    path = write_lock(tmp_path, "another-node", 1)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "job": "12_3", "start": 0}))
+    assert is_held(tmp_path, "cell")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert is_held(tmp_path, "cell"), "the same start of the same job: another of its processes"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with hold(tmp_path, "cell") as mine:
+        assert mine
+
+
+def test_the_locks_of_a_job_that_ended_are_removed(tmp_path: Path) -> None:
+    path = write_lock(tmp_path, "another-node", 1)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "job": "12_3", "start": 0}))
+    locks.release_job(tmp_path, "12_4")
+    assert is_held(tmp_path, "cell")
+    locks.release_job(tmp_path, "12_3")
+    assert not is_held(tmp_path, "cell")
+
+
+def test_a_process_number_of_another_container_says_nothing(tmp_path: Path) -> None:
+    path = write_lock(tmp_path, socket.gethostname(), dead_pid())
+    path.write_text(json.dumps({**json.loads(path.read_text()), "space": "another boot pid:[1]"}))
+    assert is_held(tmp_path, "cell")

@@ -22,7 +22,8 @@ def test_values_are_those_of_the_paper() -> None:
     paper = load_paper()
     assert (paper.key, paper.arxiv, paper.version) == ("tttlrm", "2602.20160", 2)
     rows = {name: len(table.rows) for name, table in paper.tables.items()}
-    assert rows == {"table1": 8, "table2": 18, "table3": 4, "table4": 2, "table5": 3, "table6": 2, "table7": 8}
+    tables = {"table1": 8, "table2": 18, "table3": 4, "table4": 2, "table5": 3, "table6": 2, "table7": 12}
+    assert rows == {**tables, "figure8": 10}
     row = "method=tttlrm resolution=512x512 input_views=24 virtual_views=10"
     assert paper.values()[ValueKey("tttlrm", 2, "table1", row, "psnr")] == 34.80
     assert paper.tables["table1"].row(row).labels["resolution"] == (512, 512)
@@ -31,7 +32,26 @@ def test_values_are_those_of_the_paper() -> None:
 def test_every_value_has_a_key_of_its_own() -> None:
     paper = load_paper()
     printed = sum(v is not None for t in paper.tables.values() for r in t.rows for v in r.values.values())
-    assert len(paper.values()) == printed == 8 * 4 + 18 * 7 + 4 * 3 + 2 * 3 + 3 * 4 + 2 * 3 + 8 * 7
+    assert len(paper.values()) == printed == 8 * 4 + 18 * 7 + 4 * 3 + 2 * 3 + 3 * 4 + 2 * 3 + 12 * 7
+
+
+def test_rows_without_steps_repeat_table_2() -> None:
+    paper = load_paper()
+    for row in paper.tables["table7"].rows:
+        if row.labels["steps"] == 0:
+            method, views = row.labels["method"], row.labels["input_views"]
+            assert row.values == paper.tables["table2"].row(f"method={method} input_views={views}").values
+
+
+def test_labels_of_a_table_are_those_of_its_rows_and_not_in_their_keys() -> None:
+    row = load_paper().tables["table4"].rows[0]
+    assert row.labels == {"resolution": (540, 960), "input_views": 32, "strategy": "predict-and-merge"}
+    assert row.key == "strategy=predict-and-merge"
+
+
+def test_the_suites_own_tables_have_no_values() -> None:
+    suite = load_paper("suite")
+    assert list(suite.tables) == ["scaling"] and suite.values() == {}
 
 
 def test_values_that_are_not_printed_are_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -11,12 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 from bench.cells import Cell
+from bench.devices import DeviceState
 from bench.errors import RecordError
 from bench.memory import MemoryWatch
 from bench.outcomes import record_of_error, status_of
-from bench.records import Failure, Record, seal
+from bench.records import SCHEMA_FILE, SCHEMA_VERSION, Failure, Record, parse_record, schema_text, seal
 from bench.sanitize import Sanitizer, local_sanitizer
 from bench.store import Damaged, Store, read_plan, store_of
+from bench.upgrades import upgrade_record
 from tests.bench_cases import WHEN, environment, quality_result, record, tiny_plan
 
 
@@ -28,6 +31,14 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(scope="module")
 def cells() -> list[Cell]:
     return list(tiny_plan().plan.cells.values())
+
+
+def resealed(text: str, **changes: object) -> str:
+    """The document with other values and the digest that fits them, as only a program would make it."""
+    values = {**json.loads(text), **changes, "digest": ""}
+    unsealed = json.dumps(values, indent=1)
+    digest = "text-sha256:" + hashlib.sha256(unsealed.encode()).hexdigest()
+    return unsealed.replace('"digest": ""', f'"digest": "{digest}"')
 
 
 def test_what_is_written_is_read(store: Store, cells: list[Cell]) -> None:
@@ -55,9 +66,14 @@ def test_infinite_psnr_survives_strict_json(store: Store, cells: list[Cell]) -> 
         (lambda text: text.replace('"attempt": 1', '"attempt": 2'), "changed after it was written"),
         (lambda text: text[: len(text) // 2], "truncated"),
         (lambda text: "", "truncated"),
-        (lambda text: text.replace('"seed": 0', '"seed": 1'), "cell_id"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 7'), "schema_version"),
-        (lambda text: text.replace('"status": "ok"', '"status": "fine"'), "status"),
+        (lambda text: text.replace('"seed": 0', '"seed": 1'), "changed after it was written"),
+        (lambda text: text.replace('"attempt": 1', '"attempt": NaN'), "changed"),
+        (lambda text: "[1]", "truncated"),
+        (lambda text: resealed(text, schema_version=7), "schema_version 7"),
+        (lambda text: resealed(text, status="fine"), "status"),
+        (lambda text: resealed(text, cell_id="0" * 16), "holds the record of cell 0000000000000000"),
+        (lambda text: text.replace("text-sha256:", "sha256:"), "changed after it was written"),
+        (lambda text: text.replace('"attempt": 1', '"attempt":  1'), "changed after it was written"),
     ],
 )
 def test_a_damaged_record_is_found_and_named(store: Store, cells: list[Cell], damage: object, said: str) -> None:
@@ -81,7 +97,6 @@ def test_a_record_under_another_cells_name_is_found(store: Store, cells: list[Ce
 
 def test_inconsistent_records_cannot_be_made(cells: list[Cell]) -> None:
     for changes in (
-        {"cell_id": "0" * 16},
         {"quality": None},
         {"status": "failed"},
         {"status": "unavailable", "reason": ""},
@@ -89,6 +104,8 @@ def test_inconsistent_records_cannot_be_made(cells: list[Cell]) -> None:
     ):
         with pytest.raises(ValidationError):
             record(cells[0], **changes)
+    with pytest.raises(ValueError, match="the cell's content gives"):
+        seal(record(cells[0], cell_id="0" * 16))
 
 
 def test_nothing_private_is_written(store: Store, cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,3 +241,54 @@ def test_memory_of_a_stretch_of_work() -> None:
     assert peak.resident_growth_mib is not None and 25 < peak.resident_growth_mib < 60
     after = MemoryWatch("cpu").read()
     assert after.resident_growth_mib is not None and after.resident_growth_mib < 10
+
+
+OLD = Path(__file__).parents[1] / "data" / "records"
+
+
+@pytest.mark.parametrize("path", sorted(OLD.glob("*.json")), ids=lambda path: path.stem)
+def test_records_of_version_1_are_read(path: Path) -> None:
+    """Two real ones, as version 1 of the schema wrote them."""
+    values = json.loads(path.read_text())
+    assert values["schema_version"] == 1
+    read = parse_record(path.read_bytes(), path)
+    assert read.schema_version == SCHEMA_VERSION and read.cell_id == path.stem and read.status == "ok"
+    if read.speed is not None:
+        assert len(read.speed.reconstruct.stages["blocks"]) == 121
+        assert read.speed.reconstruct.before == () and read.speed.flops is None
+    else:
+        assert read.quality is not None and len(read.quality.scenes) == 4
+    with pytest.raises(RecordError, match="changed after it was written"):
+        parse_record(path.read_bytes().replace(b'"attempt": 1', b'"attempt": 2'), path)
+
+
+def test_clocks_of_version_1_move_to_the_phases() -> None:
+    clocks = {
+        "sm_mhz": 1980,
+        "memory_mhz": 2619,
+        "temperature_c": 40,
+        "power_w": 600.0,
+        "throttle_reasons": ["SwPowerCap"],
+    }
+    phase = {"stages": {}, "first_call": {}}
+    old = {
+        "schema_version": 1,
+        "speed": {"reconstruct": phase, "show": phase, "clocks_before": [clocks], "clocks_after": []},
+    }
+    new = upgrade_record(old)
+    (state,) = new["speed"]["reconstruct"]["before"]
+    assert DeviceState.model_validate(state) == DeviceState(
+        clock_mhz=1980, memory_clock_mhz=2619, temperature_c=40, power_w=600, throttle_reasons=("SwPowerCap",)
+    )
+    assert new["speed"]["show"]["after"] == [] and "clocks_before" not in new["speed"]
+    assert old["schema_version"] == 1 and "clocks_before" in old["speed"]
+
+
+def test_the_exported_schema_is_current_and_fits_records(cells: list[Cell]) -> None:
+    assert SCHEMA_FILE.read_text() == schema_text(), "python -m bench schema > bench/schemas/record.schema.json"
+    schema = json.loads(SCHEMA_FILE.read_text())
+    assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
+    written = json.loads(seal(record(cells[0])).model_dump_json())
+    assert set(written) == set(schema["properties"])
+    changelog = SCHEMA_FILE.with_name("CHANGELOG.md").read_text()
+    assert all(f"## {version}\n" in changelog for version in range(1, SCHEMA_VERSION + 1))

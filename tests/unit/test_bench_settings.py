@@ -27,7 +27,12 @@ def test_defaults_of_both_profiles_are_valid() -> None:
         ("tolerances.psnr.absolute=0.5", lambda s: s.tolerances["psnr"].absolute == 0.5),
         ("cluster.cell_limit_s=5", lambda s: s.cluster.cell_limit_s == 5),
         ("results_dir=elsewhere", lambda s: s.results_dir == Path("elsewhere")),
-        ("profile.datasets.quality.test_views=null", lambda s: s.profile.datasets["quality"].test_views is None),
+        ("profile.datasets.gso.test_views=null", lambda s: s.profile.datasets["gso"].test_views is None),
+        (
+            "profile.scales.object.resolutions={256x256: [32, 32]}",
+            lambda s: s.profile.scales["object"].resolutions == {"256x256": (32, 32), "512x512": (128, 128)},
+        ),
+        ("profile.scales.room.views.16=4", lambda s: s.profile.scales["room"].views["16"] == 4),
     ],
 )
 def test_keys_can_be_overridden(override: str, value: object) -> None:

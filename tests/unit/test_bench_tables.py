@@ -8,17 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from bench.devices import DeviceState
+from bench.figures import figures_of
 from bench.formats import gain_estimate, mebibytes, number_estimate, seconds, seconds_estimate, significant
+from bench.latex import escape
 from bench.paper import load_paper
 from bench.plans import Plan
+from bench.plotting import draw, shows
 from bench.run import exit_code
 from bench.statistics import Estimate
 from bench.store import Store
-from bench.tables import find_plans, load_table, main, make_table, stale_files, table_files, write_table
+from bench.tables import Table, find_plans, load_table, main, make_table, stale_files, table_files, write_table
 from tests.bench_cases import MACHINE, record, speed_result, tiny_plan
 from tttlrm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+TABLES = sorted(path.stem for path in (ROOT / "bench" / "conf" / "table").glob("*.yaml"))
+RANDOM = [f"profile.weights.quality.{method}=random" for method in ("gs-lrm", "tttlrm")]
 
 
 @pytest.fixture
@@ -50,18 +56,20 @@ def test_every_printed_number_has_a_line_and_a_verdict(store: Store) -> None:
     assert len(scenes) == 8 * 3 * 3
 
 
-def test_markdown_says_what_a_reader_needs(store: Store) -> None:
-    text = table_files(load_table(store.plan_path("tiny")))["table1-tiny.md"]
+def test_markdown_says_what_a_reader_needs() -> None:
+    plan = tiny_plan(*RANDOM).plan
+    text = table_files(make_table(plan, {cell.id: record(cell) for cell in plan.cells.values()}))["table1-tiny.md"]
     for said in (
         "# Table 1: GSO, 100 objects",
         "commit 0123456789 ·",
         "weights: random (seed 0)",
         "2026-11-01",
-        "Quality below means nothing yet",
-        "| 256x256 → 32x32 |",
+        "Quality of random weights means nothing",
+        "| 512x512 → 128x128 |",
         "16 (10)",
         "34.80",
         "22.17 [",
+        "| -12.63 ",
         "10.1 ms [",
         "40 MiB",
         "undecided (random weights)",
@@ -155,7 +163,87 @@ def test_a_changed_record_makes_the_table_stale(store: Store) -> None:
     assert stale_files(store.plan_path("tiny")) == []
     cell = table.plan.cells[table.plan.rows[0].cells["speed"][0]]
     store.write(record(cell, speed=speed_result([0.5] * 10)))
-    assert {path.name for path in stale_files(store.plan_path("tiny"))} == {"table1-tiny.md", "table1-tiny.csv"}
+    stale = {path.name for path in stale_files(store.plan_path("tiny"))}
+    assert stale == {"table1-tiny.md", "table1-tiny.csv", "table1-tiny.tex"}
+
+
+@pytest.mark.parametrize("profile", ["tiny", "paper"])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_renders_whole(name: str, profile: str) -> None:
+    """With all records, and with none: no cell of a grid is blank, LaTeX is balanced, and every row is there."""
+    plan = tiny_plan(f"table={name}", f"profile={profile}").plan
+    records = {cell.id: record(cell, table=name) for cell in plan.cells.values()}
+    for found in (records, {}):
+        table = make_table(plan, found)
+        files = table_files(table)
+        markdown, latex = files[f"{name}-{profile}.md"], files[f"{name}-{profile}.tex"]
+        grid = [line for line in markdown.splitlines() if line.startswith("|")]
+        assert grid and all("|  |" not in line and "| |" not in line for line in grid)
+        assert all(f"\n| {line.number} " in markdown for line in table.lines)
+        assert latex.count("\\begin{") == latex.count("\\end{") > 0
+        unescaped = latex.replace("\\{", "").replace("\\}", "")
+        assert unescaped.count("{") == unescaped.count("}")
+        assert len(list(csv.reader(io.StringIO(files[f"{name}-{profile}.csv"])))) == 1 + len(table.verdicts)
+
+
+def test_latex_text_is_escaped() -> None:
+    assert escape("**50%** of T&T_1 {a} → ~#$") == r"50\% of T\&T\_1 \{a\} $\to$ \textasciitilde{}\#\$"
+
+
+def scaling(times: dict[int, float]) -> Table:
+    """The scaling table with these times by rank count, the same for every row."""
+    plan = tiny_plan("table=scaling", f"cells.sp_size=[{','.join(map(str, times))}]").plan
+    speeds = [cell for cell in plan.cells.values() if cell.kind == "speed"]
+    found = {
+        c.id: record(c, speed=speed_result([times[c.sp_size] * (1 + 0.01 * (i % 3)) for i in range(12)]))
+        for c in speeds
+    }
+    return make_table(plan, found)
+
+
+def test_plots_show_time_over_tokens_and_efficiency_over_ranks() -> None:
+    time, efficiency = figures_of(scaling({1: 0.4, 2: 0.25, 4: 0.2}))
+    assert {point.x for series in time.series for point in series.points} == {4 * 144, 8 * 144, 16 * 144}
+    assert all(point.low and point.low < point.y < (point.high or 0) for s in time.series for point in s.points)
+    for series in efficiency.series:
+        assert [point.x for point in series.points] == [1, 2, 4]
+        assert [point.y for point in series.points] == pytest.approx([1.0, 0.8, 0.5])
+        assert series.points[1].low is not None and series.points[1].low < 0.8
+    assert figures_of(make_table(tiny_plan("table=scaling").plan, {})) == []
+    assert figures_of(make_table(tiny_plan().plan, {})) == []
+
+
+def test_plots_are_drawn_the_same_each_time_and_known_by_their_data(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    table = scaling({1: 0.4, 2: 0.25})
+    first, _ = figures_of(table)
+    svg = draw(first)
+    assert svg == draw(first) and shows(svg, first) and "<svg" in svg and "tttlrm-full" in svg
+    other, _ = figures_of(scaling({1: 0.4, 2: 0.26}))
+    assert not shows(svg, other) and not shows("", first)
+    store = Store.at(tmp_path, MACHINE, "scaling")
+    store.write_plan(table.plan)
+    for cell in table.plan.cells.values():
+        if cell.kind == "speed":
+            store.write(record(cell, table="scaling"))
+    write_table(store, load_table(store.plan_path("tiny")))
+    assert stale_files(store.plan_path("tiny")) == []
+    plot = store.root / "scaling-tiny-time.svg"
+    plot.write_text(plot.read_text().replace("data sha256:", "data sha256:0"))
+    assert stale_files(store.plan_path("tiny")) == [plot]
+
+
+def test_speed_details_show_peak_energy_and_throttling() -> None:
+    plan = tiny_plan().plan
+    cell = plan.cells[plan.rows[0].cells["speed"][0]]
+    before = DeviceState(energy_j=1000.0, throttle_reasons=("GpuIdle",))
+    after = DeviceState(energy_j=1050.0, throttle_reasons=("SwPowerCap",))
+    speed = speed_result([0.1] * 10)
+    phase = speed.reconstruct.model_copy(update={"before": (before,), "after": (after,)})
+    speed = speed.model_copy(update={"reconstruct": phase, "flops": 2e9, "peak_flops": 1e11})
+    text = table_files(make_table(plan, {cell.id: record(cell, speed=speed)}))["table1-tiny.md"]
+    assert "| Share of peak | Energy |" in text
+    assert "10, interval, clocks held by SwPowerCap | 20%           | 5.00 J |" in text
 
 
 def test_committed_tables_are_what_their_records_give() -> None:

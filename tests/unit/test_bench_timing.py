@@ -138,3 +138,15 @@ def test_stages_follow_each_other_without_a_gap() -> None:
         with timer.stage("a"):
             clock.now += 4.0
         assert timer.seconds == {"a": 5.0, "b": 2.5}
+
+
+def test_the_device_is_read_right_before_the_first_sample_and_right_after_the_last() -> None:
+    clock, read = Clock(), []
+    durations = iter([50.0, *[3.0] * 4])
+    samples = sample(
+        runs(clock, lambda: next(durations, 1.0)),
+        sampling(warmup_s=10),
+        clock=clock,
+        around=lambda: read.append(clock.now),
+    )
+    assert read == [62.0, 72.0] and samples.sampled_s == 10.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,8 @@ from bench.store import Damaged
 from bench.verdicts import Verdict, judge
 from tests.bench_cases import environment, quality_result, record, speed_result, tiny_plan
 
-PLAN = tiny_plan().plan
+RANDOM = ("profile.weights.quality.gs-lrm=random", "profile.weights.quality.tttlrm=random")
+PLAN = tiny_plan(*RANDOM).plan
 OFFICIAL = Weights(kind="file", name="official.pt", sha256="f" * 64)
 
 
@@ -98,7 +100,7 @@ def test_tiny_runs_say_all_that_differs() -> None:
     quality, speed = (PLAN.cells[row.cells[kind][0]] for kind in ("quality", "speed"))
     found: Found = {quality.id: record(quality), speed.id: record(speed)}
     assert verdict(PLAN, "psnr", found).reason == (
-        "random weights, so that quality means nothing; other scenes (4 of procedural instead of 100 of gso); "
+        "random weights, so that quality means nothing; other scenes (4 of procedural-objects instead of 100 of gso); "
         "smaller images"
     )
     assert verdict(PLAN, "time_s", found).reason == (
@@ -145,7 +147,7 @@ def test_tolerances_count_decimal_numbers_as_printed() -> None:
     assert Tolerance(absolute=0.05, relative=0.1).allows(-0.6, 5.5)
 
 
-def lines(values: dict[tuple[str, int], Sequence[float]], column: str) -> list[ClaimLine]:
+def lines(values: Mapping[tuple[str, int], Sequence[float]], column: str) -> list[ClaimLine]:
     """Lines of table 1 at 512x512 with measured values: scene means for PSNR, raw times for time_s."""
     made = []
     for row in load_paper().table("table1").rows:
@@ -230,7 +232,7 @@ def test_ratio_grows() -> None:
 
 def test_random_weights_and_disturbed_times_decide_nothing() -> None:
     row = PLAN.rows[2], PLAN.rows[3]
-    found: Found = {}
+    found: dict[str, Any] = {}
     for at, plan_row in enumerate(row):
         quality, speed = (PLAN.cells[plan_row.cells[kind][0]] for kind in ("quality", "speed"))
         better = {"0": [20.0 + at], "1": [22.0 + 1.1 * at], "2": [25.0 + at]}
@@ -253,3 +255,133 @@ def test_ranks_are_compared_with_their_like() -> None:
     second = [ClaimLine(line.row, 2, line.size, line.values) for line in first]
     result = judge_claim(claim, PLAN.columns["psnr"], [*first, *second])
     assert [c.where for c in result.comparisons] == ["64x64, 8 views", "64x64, 8 views, sp_size 2"]
+
+
+def of_table(table: str, values: Mapping[str, Sequence[float]], column: str, sp_size: int = 1) -> list[ClaimLine]:
+    """Lines of a table by their keys, with scene means (or raw times, for time_s)."""
+    plan = tiny_plan(f"table={table}").plan
+    paper = load_paper(plan.paper).table(table)
+    made = []
+    for key, samples in values.items():
+        plan_row = next(row for row in plan.rows if row.paper_row == key)
+        run = plan.cells[next(iter(plan_row.cells.values()))[0]]
+        if plan.columns[column].kind == "speed":
+            measured = Measured(median_estimate(samples), {}, ())
+        else:
+            by_scene = {str(at): value for at, value in enumerate(samples)}
+            measured = Measured(mean_estimate(samples), by_scene, ())
+        made.append(ClaimLine(paper.row(key), sp_size, "72x128", {column: measured}, run))
+    return made
+
+
+def judged_of(table: str, name: str, of_lines: Sequence[ClaimLine]) -> ClaimResult:
+    plan = tiny_plan(f"table={table}").plan
+    claim = next(claim for claim in plan.claims if claim.name.startswith(name))
+    return judge_claim(claim, plan.columns[claim.column], of_lines)
+
+
+def test_lines_are_chosen_by_any_label() -> None:
+    values = {"strategy=predict-and-merge": [20.0, 18.0, 22.0], "strategy=full-reconstruction": [21.0, 19.1, 23.1]}
+    result = judged_of("table4", "full reconstruction above", of_table("table4", values, "psnr"))
+    assert result.verdict == "holds"
+    assert [c.where for c in result.comparisons] == ["72x128, 16 views"], "as run here, not the paper's 32"
+    swapped = dict(zip(values, reversed(values.values()), strict=True))
+    assert judged_of("table4", "full", of_table("table4", swapped, "psnr")).verdict == "does not hold"
+    elastic = {"selective=false": [20.0, 18.0, 22.0], "selective=true": [20.1, 18.12, 22.11]}
+    assert judged_of("table6", "the selective", of_table("table6", elastic, "psnr")).verdict == "holds"
+
+
+def test_post_optimisation_is_judged_step_by_step() -> None:
+    key = "method=tttlrm-full steps={} input_views=32"
+    values = {key.format(0): [20.0, 18.0], key.format(3): [20.5, 18.6], key.format(10): [21.0, 19.0]}
+    result = judged_of("table7", "post-optimisation", of_table("table7", values, "dl3dv_psnr"))
+    assert [c.where for c in result.comparisons] == [
+        "72x128, 16 views, 0 to 3 steps",
+        "72x128, 16 views, 3 to 10 steps",
+    ]
+    assert result.comparisons[0].gain.value == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(0.4, "holds"), (0.75, "does not hold"), (0.43, "undecided")])
+def test_time_is_at_most_linear(last: float, verdict: str) -> None:
+    """16, 32 and 64 views of the paper are 4, 8 and 16 here; a fourfold time for twice the views is quadratic."""
+    key = "method=tttlrm-full input_views={}"
+    times = {16: 0.1, 32: 0.2, 64: last}
+    of_lines = of_table("scaling", {key.format(n): around(t, 0.004 * t) for n, t in times.items()}, "time_s")
+    result = judged_of("scaling", "time linear", of_lines)
+    assert result.verdict == verdict
+    first = result.comparisons[0]
+    assert first.where == "72x128, 4 to 8 views"
+    assert first.value is not None and first.value.value == pytest.approx(1.0)
+    assert first.gain.value == pytest.approx(0.1)
+
+
+def test_speedup_and_equality_compare_ranks_with_one() -> None:
+    key = "method=tttlrm-full input_views=64"
+    alone = of_table("scaling", {key: around(1.0, 0.001)}, "time_s")
+    fast, slow = (of_table("scaling", {key: around(t, 0.001)}, "time_s", sp_size=4) for t in (0.3, 0.5))
+    held = judged_of("scaling", "accelerated", [*alone, *fast])
+    assert held.verdict == "holds" and held.comparisons[0].where == "72x128, 16 views, sp_size 4"
+    assert held.comparisons[0].value is not None
+    assert held.comparisons[0].value.value == pytest.approx(1 / 1.2, abs=1e-3)
+    assert judged_of("scaling", "accelerated", [*alone, *slow]).verdict == "does not hold"
+    assert judged_of("scaling", "accelerated", alone).reason == "no two lines to compare have values"
+
+    one = of_table("scaling", {key: [25.0]}, "psnr")
+    same, other = (of_table("scaling", {key: [value]}, "psnr", sp_size=2) for value in (25.002, 25.02))
+    assert judged_of("scaling", "quality does not", [*one, *same]).verdict == "holds"
+    assert judged_of("scaling", "quality does not", [*one, *other]).verdict == "does not hold"
+
+
+def test_each_dataset_has_its_own_conditions() -> None:
+    """Columns of Tanks and Temples want two scenes of it, those of DL3DV 140."""
+    plan = tiny_plan("table=table2").plan
+    row = next(row for row in plan.rows if row.cells)
+    paper_row = load_paper().table("table2").row(row.paper_row)
+    reasons = {}
+    for name in ("dl3dv", "tnt"):
+        cell = plan.cells[row.cells[f"quality:{name}"][0]]
+        got = judge(plan, paper_row, f"{name}_psnr", measure(plan, row, f"{name}_psnr", {cell.id: record(cell)}))
+        assert got.kind == "not comparable"
+        reasons[name] = str(got.reason)
+    assert "instead of 140 of dl3dv" in reasons["dl3dv"] and "instead of 2 of tnt" in reasons["tnt"]
+    assert all("fewer views" in reason and "smaller images" in reason for reason in reasons.values())
+
+
+def test_540_rows_run_as_536_are_the_papers_images() -> None:
+    plan = tiny_plan("table=table2", "profile=paper").plan
+    row = next(row for row in plan.rows if row.cells)
+    cell = plan.cells[row.cells["quality:tnt"][0]]
+    weights = Weights(kind="file", name="dl3dv_full.pt", sha256="f" * 64)
+    dataset = cell.dataset.model_copy(update={"scenes": ("train", "truck")})
+    cell = cell.model_copy(update={"weights": weights, "dataset": dataset})
+    row = row.model_copy(update={"cells": {"quality:tnt": (cell.id,)}})
+    conditions = plan.conditions.model_copy(update={"weights_sha256": ("f" * 64,)})
+    plan = plan.model_copy(update={"conditions": conditions, "cells": {cell.id: cell}})
+    printed = load_paper().table("table2").row(row.paper_row)
+    value = printed.values["tnt_psnr"]
+    assert value is not None
+    made = record(cell, quality=quality_result({"train": [value], "truck": [value]}))
+    assert judge(plan, printed, "tnt_psnr", measure(plan, row, "tnt_psnr", {cell.id: made})) == Verdict("reproduced")
+
+
+def test_rows_that_cannot_be_run_are_not_available() -> None:
+    plan = tiny_plan("table=table2").plan
+    row = plan.rows[0]
+    paper_row = load_paper().table("table2").row(row.paper_row)
+    for column in plan.columns:
+        got = judge(plan, paper_row, column, measure(plan, row, column, {}))
+        assert got.kind == "not available" and got.reason is not None and "30,000 steps" in got.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kind": "improves"}, "needs along"),
+        ({"kind": "better"}, "needs other, or against"),
+        ({"kind": "speedup"}, "needs a tolerance"),
+    ],
+)
+def test_claims_that_lack_something_are_refused(changes: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Claim.model_validate({"name": "x", "column": "psnr", "match": [], **changes})

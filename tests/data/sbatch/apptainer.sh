@@ -1,0 +1,32 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=my-project
+#SBATCH --array=0-2%3
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=tttlrm-table2
+#SBATCH --mail-type=FAIL
+#SBATCH --mem=262144M
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/results/slurm/logs/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=240
+
+# setup
+export PYTHONPATH=REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
+module load apptainer
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /results/slurm/logs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=8 apptainer exec --nv --bind /shared /shared/images/tttlrm-suite.sif python3 -u -m submitit.core._submit /results/slurm/logs
+
+
+# teardown
+status=$?
+if [ -e /results/slurm/logs/requeue-$SLURM_JOB_ID ]; then rm -f /results/slurm/logs/requeue-$SLURM_JOB_ID; scontrol requeue "$SLURM_JOB_ID"; fi
+exit $status
