@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -89,26 +90,40 @@ def test_gaussians_behind_their_camera_and_empty_depths_give_finite_gradients() 
 def test_coverage_by_hand() -> None:
     masks = torch.zeros(1, 1, 1, 16, 16)
     masks[..., :8, 8:] = 1  # the second patch
-    logits = torch.full((1, 1, 256), -20.0)
+    logits = torch.full((1, 1, 256), -4.595120)  # an opacity of 0.01, the target
     logits[..., 64:128] = 20.0
-    assert float(coverage_loss(logits, masks, PATCH)) < 1e-6
+    assert float(coverage_loss(logits, masks, PATCH)) == pytest.approx(0, abs=1e-6)
     logits[..., :64] = 0.0  # half opaque before nothing, in a quarter of the pixels
-    assert float(coverage_loss(logits, masks, PATCH)) == pytest.approx(0.25 * 0.693147, rel=1e-5)
+    assert float(coverage_loss(logits, masks, PATCH)) == pytest.approx(0.25 * 0.637146, rel=1e-5)
     logits[..., :64] = 3.0
-    assert float(coverage_loss(logits, masks, PATCH)) == pytest.approx(0.25 * 3.048587, rel=1e-5)
+    assert float(coverage_loss(logits, masks, PATCH)) == pytest.approx(0.25 * 2.962586, rel=1e-5)
     masks[:] = 0.5  # pixels that show a surface in part count in part
-    assert float(coverage_loss(torch.zeros_like(logits), masks, PATCH)) == pytest.approx(0.5 * 0.693147, rel=1e-5)
+    assert float(coverage_loss(torch.zeros_like(logits), masks, PATCH)) == pytest.approx(0.5 * 0.637146, rel=1e-5)
 
 
 def test_solidity_by_hand() -> None:
     masks = torch.zeros(1, 1, 1, 16, 16)
     masks[..., :8, 8:] = 1  # the second patch
     logits = torch.full((1, 1, 256), -20.0)
-    logits[..., 64:128] = 20.0
-    assert float(solidity_loss(logits, masks, PATCH)) < 1e-6
+    logits[..., 64:128] = 0.847298  # an opacity of 0.7, the target
+    assert float(solidity_loss(logits, masks, PATCH)) == pytest.approx(0, abs=1e-6)
     logits[..., 64:128] = -3.0
-    assert float(solidity_loss(logits, masks, PATCH)) == pytest.approx(0.25 * 3.048587, rel=1e-5)
+    assert float(solidity_loss(logits, masks, PATCH)) == pytest.approx(0.25 * 1.537723, rel=1e-5)
     assert float(solidity_loss(logits, masks * 0, PATCH)) == 0
+
+
+@pytest.mark.parametrize("loss", [coverage_loss, solidity_loss])
+def test_opacities_are_not_driven_to_an_end_of_the_range(loss: Any) -> None:
+    """From there, renderings could not bring them back: their gradient is nearly none."""
+    masks = torch.full((1, 1, 1, 8, 8), float(loss is solidity_loss))
+    logits = torch.zeros(1, 1, 64, requires_grad=True)
+    descent = torch.optim.SGD([logits], lr=200.0)
+    for _ in range(500):
+        descent.zero_grad()
+        loss(logits, masks, PATCH).sum().backward()
+        descent.step()
+    opacity = logits.detach().sigmoid()
+    assert bool((opacity > 0.005).all()) and bool((opacity < 0.75).all())
 
 
 def test_coverage_makes_the_background_transparent_and_leaves_surfaces_alone() -> None:
