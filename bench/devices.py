@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from bench.schema import Frozen
 
 _REASONS = "nvmlClocksThrottleReason"
@@ -67,6 +65,8 @@ def energy_used(before: DeviceState, after: DeviceState) -> float | None:
 
 def list_gpus() -> list[Gpu]:
     """The GPUs that PyTorch sees, in its order."""
+    import torch
+
     driver, limits = _driver_facts()
     gpus = []
     for at in range(torch.cuda.device_count()):
@@ -77,6 +77,8 @@ def list_gpus() -> list[Gpu]:
 
 
 def _gpu_state() -> DeviceState:
+    import torch
+
     def read(nvml: Any) -> DeviceState:
         return nvml_state(nvml, _handle(nvml, torch.cuda.current_device()))
 
@@ -165,6 +167,7 @@ def _with_nvml(read: Callable[[Any], Any]) -> Any:
 
 def _driver_facts() -> tuple[str | None, list[float]]:
     """Version of the driver, and the power limit of each GPU in watts."""
+    import torch
 
     def read(nvml: Any) -> tuple[str, list[float]]:
         handles = [_handle(nvml, at) for at in range(torch.cuda.device_count())]
@@ -176,6 +179,8 @@ def _driver_facts() -> tuple[str | None, list[float]]:
 
 def _handle(nvml: Any, at: int) -> Any:
     """Of a GPU by its number in PyTorch: found by UUID, because NVML ignores CUDA_VISIBLE_DEVICES."""
+    import torch
+
     return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(at).uuid}")
 
 

@@ -11,8 +11,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from bench.devices import Gpu, list_gpus
 from bench.schema import Frozen
 
@@ -52,6 +50,8 @@ class Environment(Frozen):
 
 def read_environment(use_gpu: bool) -> Environment:
     """The facts of this process and machine; ``use_gpu``: list the visible GPUs too."""
+    import torch
+
     cuda = torch.version.cuda if use_gpu else None
     return Environment(
         code=read_code(),
@@ -74,7 +74,11 @@ def read_environment(use_gpu: bool) -> Environment:
 
 def machine_label(device: str) -> str:
     """Name of the machine's folder of results: ``nvidia-h100-80gb-hbm3-x1``, ``amd-epyc-2-cores``."""
-    if device == "cuda" and torch.cuda.is_available():
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return slug(f"{cpu_name()} {usable_cores()} cores")
         names = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
         return slug(f"{names[0]} x{len(names)}")
     return slug(f"{cpu_name()} {usable_cores()} cores")
@@ -152,6 +156,8 @@ def _memory_mib() -> int | None:
 
 
 def _nccl() -> str | None:
+    import torch
+
     try:
         return ".".join(str(part) for part in torch.cuda.nccl.version())
     except (AttributeError, RuntimeError):

@@ -12,7 +12,6 @@ from bench.cells import Kind, Precision, Sampling, ScheduleChoice
 from bench.clusters import ClusterSettings
 from bench.errors import SettingsError
 from bench.schema import Frozen, Growing
-from tttlrm.attention import BACKENDS
 
 _SITES = Path(__file__).resolve().parents[1] / "slurm" / "conf"
 """Where a checkout has the configurations of clusters that are no part of the package."""
@@ -248,6 +247,8 @@ class CellSettings(Frozen):
     @field_validator("attention_backend")
     @classmethod
     def _known_backend(cls, value: str) -> str:
+        from tttlrm.attention import BACKENDS  # imports PyTorch, which only this needs of the settings
+
         if value not in BACKENDS:
             raise ValueError(f"unknown attention backend {value!r}; choose one of {', '.join(BACKENDS)}")
         return value

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from bench.cells import Sampling
 from bench.statistics import Estimate, median_estimate
+
+if TYPE_CHECKING:
+    import torch
 
 StopReason = Literal["interval", "time limit", "sample limit"]
 
@@ -57,6 +58,8 @@ class StageTimer:
     """
 
     def __init__(self, device: torch.device | str = "cpu", clock: Callable[[], float] = time.perf_counter) -> None:
+        import torch
+
         self._device = torch.device(device)
         self._clock = clock
         self._last = 0.0
@@ -78,6 +81,8 @@ class StageTimer:
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
+            import torch
+
             torch.cuda.synchronize(self._device)
 
 

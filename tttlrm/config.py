@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from tttlrm.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Mixer = Literal["fast_weights", "attention"]
 PoseReference = Literal["mean", "first", "scene"]
