@@ -152,6 +152,15 @@ def test_camera_models_mean_what_opencv_means(line: str, tmp_path: Path) -> None
     np.testing.assert_allclose(found, truth.reshape(-1, 2), atol=0.1)
 
 
+def test_the_maps_of_a_camera_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = cv2.initUndistortRectifyMap
+    monkeypatch.setattr(cv2, "initUndistortRectifyMap", lambda *a: made.append(a) or original(*a))
+    camera = SourceCamera("perspective", *SIZE, 41.5, 50, 32, 24, (0.1, 0, 0, 0))
+    one, other = undistortion(camera, "frame 1"), undistortion(camera, "frame 2")
+    assert one is other and len(made) == 1
+
+
 def test_subfolders_several_cameras_and_vertical_images(tmp_path: Path) -> None:
     cameras = "1 PINHOLE 48 64 50 50 24 32\n2 SIMPLE_RADIAL 96 128 100 48 64 0.05\n"
     source = write_colmap(tmp_path / "src", cameras, {"right/0.jpg": 2, "left/0.png": 1}, size=(48, 64))

@@ -137,12 +137,16 @@ def _read_json(file: Path) -> Any:
         raise SceneError(f"{file}: is not valid JSON ({error})") from error
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a scene may have this name: it ends up in paths of results, and must not lead out of their folder."""
+    return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\")
+
+
 def _parse_name(content: Mapping[str, Any], file: Path) -> str:
     if "scene_name" not in content:
         return file.resolve().parent.name or "scene"
     name = content["scene_name"]
-    # The name ends up in paths of results, so it must not lead out of their folder.
-    if not isinstance(name, str) or not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\"):
+    if not isinstance(name, str) or not is_plain_name(name):
         raise SceneError(f"{file}: scene_name must be a plain name without path separators, not {name!r}")
     return name
 

@@ -18,7 +18,7 @@ from tttlrm.progress import Progress, Silent
 from tttlrm.scenes.convert.capture import Capture, SourceFrame
 from tttlrm.scenes.convert.undistortion import Undistortion, scaled, undistortion
 from tttlrm.scenes.images import image_size, read_pixels
-from tttlrm.scenes.scene import SCENE_FILE, read_scene
+from tttlrm.scenes.scene import SCENE_FILE, is_plain_name, read_scene
 
 UNDISTORTED, COPIED = "images_undistort", "images"
 _STATE = ".conversion.json"
@@ -75,7 +75,7 @@ def convert(
         UserError: the destination holds something else, or a finished scene.
         SceneError: an image cannot be read, or is not what its camera is of.
     """
-    if name is not None and (not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\")):
+    if name is not None and not is_plain_name(name):
         raise UserError(f"the scene's name must be a plain one without path separators, not {name!r}")
     items = _items(capture)
     _prepare(destination, items, overwrite)

@@ -52,13 +52,21 @@ def scaled(camera: SourceCamera, width: int, height: int, where: str) -> SourceC
     )
 
 
-@lru_cache(maxsize=8)
 def undistortion(camera: SourceCamera, where: str) -> Undistortion:
     """For images of the camera's own size: the largest pinhole image that shows nothing from outside of them.
 
     Raises:
         SceneError: the distortion leaves no such image; the sentence begins with ``where``.
     """
+    try:
+        return _undistortion(camera)
+    except SceneError as error:
+        raise SceneError(f"{where}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _undistortion(camera: SourceCamera) -> Undistortion:
+    """Kept for the other images of the camera: its maps take longer to make than to apply."""
     if not camera.is_distorted:
         return Undistortion(camera, None)
     import cv2
@@ -70,10 +78,10 @@ def undistortion(camera: SourceCamera, where: str) -> Undistortion:
         with np.errstate(all="ignore"):
             new, maps = (_fisheye if camera.lens == "fisheye" else _perspective)(cv2, matrix, coefficients, size)
     except cv2.error as error:
-        raise SceneError(f"{where}: OpenCV cannot undistort its camera ({' '.join(str(error).split())})") from error
+        raise SceneError(f"OpenCV cannot undistort its camera ({' '.join(str(error).split())})") from error
     fx, fy, cx, cy = (float(value) for value in (new[0, 0], new[1, 1], new[0, 2], new[1, 2]))
     if not np.isfinite(new).all() or min(fx, fy) <= 0 or _share_inside(maps, size) < _LEAST_SEEN:
-        raise SceneError(f"{where}: the distortion of its camera leaves no pixels to see")
+        raise SceneError("the distortion of its camera leaves no pixels to see")
     fixed: Any = cv2.convertMaps(maps[0], maps[1], cv2.CV_16SC2)
     return Undistortion(SourceCamera("perspective", *size, fx, fy, cx, cy), (fixed[0], fixed[1]))
 
