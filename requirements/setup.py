@@ -1,8 +1,10 @@
-"""Make the virtual environment: the right build of torch first, then this package and what it needs.
+"""Make the virtual environment: the right build of torch first, then what this package needs, then the package.
 
 Run by ``make setup`` with Python 3.11 or 3.12; needs nothing but the standard library. Repeating it completes what is
-there. On Linux the plain ``torch`` of the package index is a CUDA build of several GB, so on a machine without a GPU
-torch is asked for as a CPU build by name and nothing else is accepted.
+there. Everything is installed from ``locks/``, that is, in an exact version, from a file whose sha256 is known.
+
+On Linux the plain ``torch`` of the package index is a CUDA build of several GB, so on a machine without a GPU torch is
+asked for as a CPU build by name and nothing else is accepted.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 TORCH = "2.13.0"  # what CPU machines and CI use, exactly
 TORCH_SERIES = ("2.11.", "2.12.", "2.13.")  # what a CUDA machine may bring
 ROOT = Path(__file__).resolve().parent.parent
-CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
+LOCKS = ROOT / "requirements" / "locks"
 
 
 class SetupError(Exception):
@@ -61,7 +63,13 @@ def run(command: list[str]) -> bool:
 
 
 def pip(python: Path, *arguments: str) -> bool:
-    return run([str(python), "-m", "pip", "install", "--disable-pip-version-check", "-c", str(CONSTRAINTS), *arguments])
+    return run([str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", *arguments])
+
+
+def lock_arguments(*locks: str) -> list[str]:
+    """What makes an installer install these locks and refuse any other file."""
+    files = [argument for lock in locks for argument in ("-r", str(LOCKS / f"{lock}.txt"))]
+    return ["--require-hashes", *files]
 
 
 def installed_torch(python: Path) -> TorchBuild | None:
@@ -109,6 +117,7 @@ def share_packages(venv: Path) -> None:
     """
     own = Path(sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)}))
     folders = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    folders += [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]  # shared in turn
     existing = [folder for folder in dict.fromkeys(folders) if Path(folder).is_dir()]
     (own / "shared_packages.pth").write_text("".join(f"{folder}\n" for folder in existing))
 
@@ -116,26 +125,26 @@ def share_packages(venv: Path) -> None:
 def install_cpu_torch(python: Path) -> None:
     """Install the CPU build of torch, and never a CUDA build.
 
-    The label ``+cpu`` can only match a CPU build, so it is asked for first: it is found wherever pip is configured with
-    an index or a folder that has one. Otherwise uv finds it, as uv knows where the CPU builds are published.
+    The label ``+cpu`` in the lock can only match a CPU build. It is found wherever pip is configured with an index or a
+    folder that has one. Otherwise uv finds it, as uv knows where the CPU builds are published.
     """
-    if platform.system() == "Darwin":
-        ok = pip(python, f"torch=={TORCH}")  # there, every build is a CPU build
-    else:
-        ok = pip(python, f"torch=={TORCH}+cpu")
-        if not ok:
-            say("pip's own configuration leads to no CPU build of torch: trying uv, which knows where they are")
-            arguments = ["--python", str(python), "-c", str(CONSTRAINTS), "--torch-backend", "cpu", f"torch=={TORCH}"]
-            ok = pip(python, "uv") and run([str(python), "-m", "uv", "pip", "install", *arguments])
-    if not ok:
+    wanted = lock_arguments("torch-cpu")
+    if pip(python, *wanted):
+        return
+    say("pip's own configuration leads to no CPU build of torch: trying uv, which knows where they are")
+    uv = [str(python), "-m", "uv", "pip", "install", "--python", str(python), "--torch-backend", "cpu", "--no-deps"]
+    if not (pip(python, *lock_arguments("uv")) and run([*uv, *wanted])):
         raise SetupError(
             f"the CPU build of torch {TORCH} could not be installed. If this machine has no network, let pip find a "
             f"folder with torch-{TORCH}+cpu*.whl (its option find-links) and run this again."
         )
 
 
-def ensure_torch(python: Path, variant: str) -> TorchBuild:
-    """Keep the torch that is there if it will do, else install one, and check what came of it."""
+def ensure_torch(python: Path, variant: str) -> str:
+    """Keep the torch that is there if it will do, else install one; ``cpu`` or ``cuda``.
+
+    To pip, the CPU build of the same version would do for the CUDA build, so it has to be told to replace it.
+    """
     present = installed_torch(python)
     usable = present is not None and present.is_usable
     if variant == "auto":
@@ -143,12 +152,33 @@ def ensure_torch(python: Path, variant: str) -> TorchBuild:
         variant = "cuda" if has_cuda_build or has_nvidia_gpu() else "cpu"
     if present is not None and usable and variant == present.kind:
         say(f"keeping {present}")
-        return present
+        return variant
     say(f"installing torch {TORCH}, {variant.upper()} build")
     if variant == "cpu":
         install_cpu_torch(python)
-    elif not pip(python, f"torch=={TORCH}"):
+    elif not pip(python, *(["--force-reinstall"] if present else []), *lock_arguments("torch-cuda")):
         raise SetupError(f"torch {TORCH} could not be installed: see the message above")
+    return variant
+
+
+def install_packages(python: Path, variant: str, *, dev: bool) -> None:
+    """Install everything else from the locks, and then this package.
+
+    What builds packages comes first and into the environment itself, so that a build uses locked versions, too.
+    """
+    say("installing this package and what it needs")
+    locks = ["run", *(["cuda"] if variant == "cuda" else []), *(["dev"] if dev else [])]
+    ok = (
+        pip(python, *lock_arguments("build"))
+        and pip(python, "--no-build-isolation", *lock_arguments(*locks))
+        and pip(python, "--no-build-isolation", "-e", ".")
+    )
+    if not ok:
+        raise SetupError("the packages could not be installed: see pip's message above")
+
+
+def check_torch(python: Path, variant: str) -> TorchBuild:
+    """The torch that came of it, if it is the one that was asked for."""
     build = installed_torch(python)
     if build is None:
         raise SetupError(f"torch was installed, but cannot be imported; this shows why: {python} -c 'import torch'")
@@ -169,19 +199,13 @@ def main() -> int:
         default="auto",
         help="auto: what is there already if it will do, else a CUDA build if there is an NVIDIA GPU, else a CPU build",
     )
-    parser.add_argument("--extra", action="append", default=[], help="an extra of pyproject.toml; can be repeated")
+    parser.add_argument("--dev", action="store_true", help="also what the tests and the style checks need")
     options = parser.parse_args()
     try:
         python = make_environment(options.venv.absolute(), options.torch)
-        build = ensure_torch(python, options.torch)
-        extras = [*options.extra, *([] if build.cuda is None else ["cuda"])]
-        package = "." + (f"[{','.join(extras)}]" if extras else "")
-        say(f"installing this package ({package}) and what it needs")
-        if not pip(python, "-e", package):
-            raise SetupError("the packages could not be installed: see pip's message above")
-        after = installed_torch(python)
-        if after != build:
-            raise SetupError(f"installing the packages replaced {build} by {after}: please report this")
+        variant = ensure_torch(python, options.torch)
+        install_packages(python, variant, dev=options.dev)
+        build = check_torch(python, variant)
     except SetupError as error:
         print(f"[setup] error: {error}", file=sys.stderr)
         return 2
