@@ -15,14 +15,16 @@ CLUSTER ?= local
 WORKERS ?= 2
 # Tests that use the test cluster at once: most of their time is spent waiting for it
 CLUSTER_WORKERS ?= 3
+# Scenes of DL3DV that make data fetches: all, a number, or their names
+SCENES ?= all
 # More arguments for the command that the target runs: make test ARGS='-k metrics'
 ARGS ?=
 
 PY := $(VENV)/bin/python
-SETUP_FILES := pyproject.toml requirements/constraints.txt requirements/setup.py
+SETUP_FILES := pyproject.toml requirements/setup.py $(wildcard requirements/locks/*.txt)
 LEFT_OUT := not gpu and not cluster and not container
 
-TABLES := table1 table2 table3 table4 table5 table6 table7 figure8 scaling
+TABLES := table1 table2 table3 table4 table5 table6 table7 figure8 scaling speed
 
 # Sets the shell variable "profile"
 CHOOSE_PROFILE = profile="$(PROFILE)"; \
@@ -31,7 +33,9 @@ CHOOSE_PROFILE = profile="$(PROFILE)"; \
 	  echo "PROFILE=auto: $$profile"; \
 	fi
 
-.PHONY: help setup test test-gpu test-cluster slurm-up slurm-down lint format list report clean
+.PHONY: always help setup doctor lock test test-gpu test-cluster test-container slurm-up slurm-down lint format list report
+.PHONY: clean docker docker-run sbom
+.PHONY: weights data data-dl3dv data-tnt
 .PHONY: reproduce $(TABLES:%=reproduce-%)
 
 help: ## list the targets
@@ -41,8 +45,9 @@ help: ## list the targets
 
 setup: $(VENV)/.stamp-dev ## make the virtual environment, with what the tests need
 
-# The stamps live in the environment, so that removing it is all it takes to start afresh.
-$(VENV)/.stamp-run: $(SETUP_FILES)
+# The stamps live in the environment, so that removing it is all it takes to start afresh. Who names a build of torch
+# has it looked at each time: another one may be there.
+$(VENV)/.stamp-run: $(SETUP_FILES) $(if $(filter-out auto,$(TORCH)),always)
 	@python=""; for candidate in $(PYTHON); do \
 	  if "$$candidate" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
 	    >/dev/null 2>&1; then python="$$candidate"; break; fi; \
@@ -52,12 +57,33 @@ $(VENV)/.stamp-run: $(SETUP_FILES)
 	    "install one (Debian and Ubuntu: also python3-venv), or name it: make setup PYTHON=/path/to/python" >&2; \
 	  exit 2; \
 	fi; \
-	"$$python" requirements/setup.py --venv "$(VENV)" --torch "$(TORCH)" --extra plots
+	"$$python" requirements/setup.py --venv "$(VENV)" --torch "$(TORCH)"
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run
-	@$(PY) requirements/setup.py --venv "$(VENV)" --torch "$(TORCH)" --extra plots --extra dev
+	@$(PY) requirements/setup.py --venv "$(VENV)" --torch "$(TORCH)" --dev
 	@touch $@
+
+# Also tells something where there is no environment, or a broken one, so it sets up nothing.
+doctor: ## say what is installed, what is missing for which feature, and whether the main job can run
+	@for python in $(PY) $(PYTHON); do if "$$python" -c "" >/dev/null 2>&1; then exec "$$python" -m tttlrm.doctor; fi; done; \
+	echo "error: none of '$(PY) $(PYTHON)' is a Python that runs" >&2; exit 2
+
+lock: $(VENV)/.stamp-run ## renew the exact versions in requirements/locks (newest ones: ARGS=--upgrade)
+	@$(PY) -m pip install --quiet --no-deps --require-hashes -r requirements/locks/uv.txt
+	@$(PY) requirements/lock.py $(ARGS)
+
+# To where the paper profile expects it. What is there is not fetched again, and what was interrupted goes on.
+weights: $(VENV)/.stamp-run ## fetch the authors' weights to weights/ (3 GB; part of it: ARGS="full")
+	@$(PY) -m tttlrm download weights -o weights $(ARGS)
+
+data: data-tnt data-dl3dv ## fetch both datasets of table 2 to data/
+
+data-dl3dv: $(VENV)/.stamp-run ## fetch the DL3DV benchmark, and convert it (50 GB, after `hf auth login`; part of it: SCENES=10)
+	@$(PY) -m tttlrm download dl3dv --scenes $(SCENES) --convert -o data/dl3dv $(ARGS)
+
+data-tnt: $(VENV)/.stamp-run ## fetch Tanks and Temples' train and truck, and convert them (0.7 GB)
+	@$(PY) -m tttlrm download tanks-and-temples -o data/tnt $(ARGS)
 
 test: $(VENV)/.stamp-dev ## run the tests that any machine can run, without root
 	@echo "Left out: tests that need a CUDA GPU (make test-gpu), a SLURM cluster or a container engine."
@@ -82,6 +108,36 @@ test-cluster: $(VENV)/.stamp-dev ## run the tests on a real SLURM (needs root; i
 	eval "$$(slurm/testcluster env)"; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CLUSTER_WORKERS) --dist loadgroup -m cluster tests/integration/cluster $(ARGS)
 
+# What the container engine and the tests of the image need, beside the project's own environment.
+IMAGE_TOOLS := build/image-tools
+$(IMAGE_TOOLS)/.stamp: docker/tools.txt | $(VENV)/.stamp-run
+	@$(PY) -m venv $(IMAGE_TOOLS)
+	@$(IMAGE_TOOLS)/bin/pip install --quiet --disable-pip-version-check -r docker/tools.txt
+	@touch $@
+
+# The folder whose results/, data/ and weights/ the container sees
+FOLDER ?= .
+
+docker: ## build the image: VARIANT=cpu|cuda (default: by the GPU), ENGINE=docker|podman (default: what is there)
+	@docker/image build $(ARGS)
+
+docker-run: ## run the suite in the image, with the GPU and results/: make docker-run ARGS="table=table1"
+	@image=$$(realpath docker/image); cd "$(FOLDER)" && exec "$$image" run $(ARGS)
+
+sbom: $(IMAGE_TOOLS)/.stamp ## list what is in the image: build/sbom-VARIANT.cdx.json (CycloneDX)
+	@PYTHON=$(IMAGE_TOOLS)/bin/python docker/image sbom $(ARGS)
+
+test-container: $(VENV)/.stamp-dev $(IMAGE_TOOLS)/.stamp ## build the image and test it (needs root; installs its Debian packages)
+	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "error: make test-container needs root and apt: it installs Debian packages, builds an image and starts a SLURM" >&2; \
+	  exit 2; \
+	fi
+	@command -v slurmctld >/dev/null || slurm/testcluster install
+	@docker/test_packages.sh
+	@if ! slurm/testcluster status; then slurm/testcluster start; trap 'slurm/testcluster stop' EXIT; fi; \
+	eval "$$(slurm/testcluster env)"; \
+	OMP_NUM_THREADS=1 PATH="$$PWD/$(IMAGE_TOOLS)/bin:$$PATH" $(PY) -m pytest -m container tests/integration/container $(ARGS)
+
 lint: $(VENV)/.stamp-dev ## check style (ruff) and types (mypy)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -101,6 +157,7 @@ reproduce-table6: ## the same of table 6 (selective update)
 reproduce-table7: ## the same of table 7 (post-optimisation)
 reproduce-figure8: ## the same of figure 8 (attention layers against fast-weight layers)
 reproduce-scaling: ## the same of the suite's own table: views, ranks that share a scene, schedule
+reproduce-speed: ## the same of the suite's own table of time and memory: views, schedule, attention kernel
 
 $(TABLES:%=reproduce-%): reproduce-%: $(VENV)/.stamp-run
 	@$(CHOOSE_PROFILE); $(PY) -m bench table=$* profile="$$profile" cluster="$(CLUSTER)" $(ARGS)
@@ -112,6 +169,12 @@ reproduce: $(VENV)/.stamp-run ## all of these
 	  if [ $$status -ge 128 ]; then exit $$status; fi; \
 	  if [ $$status -gt $$worst ]; then worst=$$status; fi; \
 	done; exit $$worst
+
+# A scene over 1, 2, 4, ... GPUs, as many as there are
+bench-gpu: $(VENV)/.stamp-run ## measure speed and memory on the GPUs of this machine: table speed, in full size
+	@ranks=$$($(PY) -c 'import torch; n = torch.cuda.device_count(); \
+	  print(",".join(str(2**i) for i in range(n.bit_length())) if n else exit("error: torch sees no CUDA GPU here"))'); \
+	$(PY) -m bench table=speed profile=paper cluster="$(CLUSTER)" "cells.sp_size=[$$ranks]" $(ARGS)
 
 list: $(VENV)/.stamp-run ## show tables, cells and their state
 	@$(CHOOSE_PROFILE); $(PY) -m bench list profile="$$profile" cluster="$(CLUSTER)" $(ARGS)

@@ -51,8 +51,12 @@ class Figure:
 
 
 def figures_of(table: Table) -> list[Figure]:
-    """The table's plots: of figure 8 and of scaling, where a plot says more than numbers; those that have points."""
-    makers = {"figure8": (_time_figure,), "scaling": (_time_figure, _efficiency_figure)}
+    """The table's plots: of figure 8, scaling and speed, where it says more than numbers; those that have points."""
+    makers = {
+        "figure8": (_time_figure,),
+        "scaling": (_time_figure, _efficiency_figure),
+        "speed": (_time_figure, _bound_figure, _memory_figure, _efficiency_figure),
+    }
     made = [make(table) for make in makers.get(table.plan.table, ())]
     return [figure for figure in made if figure.series]
 
@@ -65,6 +69,43 @@ def _time_figure(table: Table) -> Figure:
         groups.setdefault(_name(line) + ranks, []).append(_point(_tokens(line), estimate))
     title = f"{table.plan.table}, profile {table.plan.profile}, {table.plan.machine}"
     return Figure("time", title, "tokens", "time (s)", True, _series(groups))
+
+
+def _bound_figure(table: Table) -> Figure:
+    """Time a token over tokens, and what it would be at the device's measured peak: flat where time is linear."""
+    groups: dict[str, list[Point]] = {}
+    for line, estimate in _timed(table):
+        if line.plan_row.sp_size > 1:
+            continue
+        tokens = _tokens(line)
+        scaled = Estimate(
+            estimate.value / tokens * 1e6, _scaled(estimate.low, tokens), _scaled(estimate.high, tokens), 0
+        )
+        groups.setdefault(_name(line), []).append(_point(tokens, scaled))
+        timing = line.speed.timing if line.speed else None
+        if timing is not None and timing.peak_share is not None:
+            least = timing.peak_share * estimate.value / tokens * 1e6
+            groups.setdefault(f"{_name(line)}, bound", []).append(Point(tokens, least, None, None))
+    title = f"{table.plan.table}, profile {table.plan.profile}, {table.plan.machine}"
+    return Figure("bound", title, "tokens", "time a token (µs)", False, _series(groups))
+
+
+def _scaled(seconds: float | None, tokens: int) -> float | None:
+    return None if seconds is None else seconds / tokens * 1e6
+
+
+def _memory_figure(table: Table) -> Figure:
+    """Peak memory over tokens, a line for each method and rank count."""
+    groups: dict[str, list[Point]] = {}
+    for line, _ in _timed(table):
+        if line.speed is None or line.speed.memory_mib is None:
+            continue
+        ranks = f", sp_size {line.plan_row.sp_size}" if line.plan_row.sp_size > 1 else ""
+        groups.setdefault(_name(line) + ranks, []).append(
+            Point(_tokens(line), line.speed.memory_mib / 1024, None, None)
+        )
+    title = f"{table.plan.table}, profile {table.plan.profile}, {table.plan.machine}"
+    return Figure("memory", title, "tokens", "peak memory (GiB)", False, _series(groups))
 
 
 def _efficiency_figure(table: Table) -> Figure:

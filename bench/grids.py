@@ -96,6 +96,17 @@ def stage_grid(table: Table) -> Grid | None:
     return Grid("", (*labels.header, *shown, "Gaussians"), tuple(rows))
 
 
+def memory_grid(table: Table) -> Grid | None:
+    """Peaks of the stages, where the device tells them apart."""
+    known = [(line, line.speed.memory_by_stage_mib) for line in table.lines if line.speed]
+    stages = list(dict.fromkeys(stage for _, peaks in known for stage in peaks))
+    if not stages:
+        return None
+    labels = _Labels(table)
+    rows = [(*labels.of(line), *(mebibytes(peaks.get(stage)) for stage in stages)) for line, peaks in known if peaks]
+    return Grid("", (*labels.header, *stages), tuple(rows))
+
+
 def claim_grid(table: Table) -> Grid | None:
     rows = [_claim_row(table, result) for result in table.claims]
     return Grid("", ("Claim of the paper", "Verdict here", "Gain measured here"), tuple(rows)) if rows else None

@@ -17,9 +17,13 @@ _CONF = Path(__file__).parent / "conf"
 _NOT_ASKED = "not run, not asked for"
 
 
+_OWN = ("scaling", "speed")
+"""Tables that no paper has."""
+
+
 def table_names() -> list[str]:
     """Of all tables that can be run, the paper's first."""
-    return sorted((path.stem for path in (_CONF / "table").glob("*.yaml")), key=lambda name: (name == "scaling", name))
+    return sorted((path.stem for path in (_CONF / "table").glob("*.yaml")), key=lambda name: (name in _OWN, name))
 
 
 def describe_cells(work: Work) -> str:

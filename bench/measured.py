@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Result:
     Attributes:
         scenes: metric -> scene -> mean over its test views; a metric without values is left out.
         lpips_absent: why LPIPS is.
+        memory_by_stage_mib: stage -> allocated on CUDA, of the rank that needed most.
         memory_mib: of the rank that needed most: allocated on CUDA; on a CPU what the process grew by.
         source: who measured it, if it was not this suite.
     """
@@ -75,6 +77,7 @@ class Result:
     lpips_absent: str | None = None
     timing: Timing | None = None
     memory_mib: float | None = None
+    memory_by_stage_mib: dict[str, float] = field(default_factory=dict)
     source: Source | None = None
 
 
@@ -128,8 +131,17 @@ def condense(record: Record) -> Result:
         lpips_absent=record.quality.lpips_absent if record.quality else None,
         timing=_timing(record, record.speed) if record.speed else None,
         memory_mib=max((mib for mib in allocated if mib is not None), default=None),
+        memory_by_stage_mib=_memory_by_stage(record),
         source=record.external,
     )
+
+
+def _memory_by_stage(record: Record) -> dict[str, float]:
+    peaks: dict[str, float] = {}
+    for memory in record.memory:
+        for stage, mib in (memory.by_stage_mib or {}).items():
+            peaks[stage] = max(mib, peaks.get(stage, 0.0))
+    return peaks
 
 
 def measure(plan: Plan, row: PlanRow, column: str, found: Found) -> Measured:
@@ -178,7 +190,7 @@ def _over_seeds(results: Sequence[Result], metric: str) -> dict[str, float]:
             return {}
         for scene, mean in result.scenes[metric].items():
             values[scene].append(mean)
-    return {scene: sum(means) / len(means) for scene, means in values.items()}
+    return {scene: math.fsum(means) / len(means) for scene, means in values.items()}
 
 
 def _scene_means(quality: QualityResult) -> dict[str, dict[str, float]]:
@@ -191,7 +203,7 @@ def _scene_means(quality: QualityResult) -> dict[str, dict[str, float]]:
             values = [getattr(view, metric) for view in scene.views]
             if None in values:
                 break
-            of_metric[scene.scene] = sum(values) / len(values)
+            of_metric[scene.scene] = math.fsum(values) / len(values)
         else:
             means[metric] = of_metric
     return means
@@ -210,7 +222,7 @@ def _timing(record: Record, speed: SpeedResult) -> Timing:
     return Timing(
         total=total,
         stages={name: median_estimate(slowest_total({name: runs}), confidence) for name, runs in stages.items()},
-        first_call=sum(phase.first_call.values()),
+        first_call=math.fsum(phase.first_call.values()),
         samples=len(totals),
         stopped=phase.stopped,
         waited_share=phase.waited_share,
@@ -226,7 +238,7 @@ def _energy(phase: Phase, samples: int) -> float | None:
     """Joules a sample, of all ranks together; None unless every rank's device counts them."""
     used = [energy_used(before, after) for before, after in zip(phase.before, phase.after, strict=False)]
     known = [joules for joules in used if joules is not None]
-    return sum(known) / samples if known and len(known) == len(used) else None
+    return math.fsum(known) / samples if known and len(known) == len(used) else None
 
 
 def _absent(row: PlanRow, column: Column, ids: Sequence[str], found: Found) -> tuple[str, str] | None:

@@ -23,18 +23,28 @@ class MemoryWatch:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._resettable = False
             self._start = None
+            self._by_stage: dict[str, float] = {}
+            self._reserved = 0.0
         else:
             _return_free_memory()
             self._resettable = _reset_resident_peak()
             self._start = _status_mib("VmRSS")
+
+    def end_stage(self, stage: str) -> None:
+        """Note the stage's peak, and begin the next one's. The device is synchronised (see StageTimer)."""
+        if self._device.type == "cuda":
+            self._by_stage[stage] = torch.cuda.max_memory_allocated(self._device) / _MIB
+            self._reserved = max(self._reserved, torch.cuda.max_memory_reserved(self._device) / _MIB)
+            torch.cuda.reset_peak_memory_stats(self._device)
 
     def read(self) -> RankMemory:
         """Peaks since the start. Where the system cannot restart its peak (not Linux), CPU values are absent."""
         if self._device.type == "cuda":
             return RankMemory(
                 rank=self._rank,
-                allocated_mib=torch.cuda.max_memory_allocated(self._device) / _MIB,
-                reserved_mib=torch.cuda.max_memory_reserved(self._device) / _MIB,
+                allocated_mib=max(torch.cuda.max_memory_allocated(self._device) / _MIB, *self._by_stage.values(), 0),
+                reserved_mib=max(torch.cuda.max_memory_reserved(self._device) / _MIB, self._reserved),
+                by_stage_mib=self._by_stage or None,
             )
         peak = _status_mib("VmHWM") if self._resettable else None
         grown = None if peak is None or self._start is None else max(0.0, peak - self._start)

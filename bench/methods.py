@@ -15,6 +15,7 @@ from bench.datasets import evenly_spaced
 from bench.errors import UnavailableError
 from bench.postoptimization import PostOptimized
 from bench.timing import StageTimer
+from tttlrm.accelerated import AcceleratedModel, accelerate
 from tttlrm.cameras import Views
 from tttlrm.checkpoints import digest, load_model
 from tttlrm.config import Compute, Schedule
@@ -23,6 +24,8 @@ from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
 from tttlrm.parallel import SequenceGroup, ViewShard
 
+_FETCHED = ("dl3dv_full.safetensors", "dl3dv_ar.safetensors")
+"""Weights files that ``make weights`` makes."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -50,7 +53,7 @@ Builder = Callable[[Cell, Path | None], Method]
 class ReconstructionModel:
     """tttLRM, or its attention counterpart: which of the two is the model's configuration."""
 
-    model: TTTLRM
+    model: TTTLRM | AcceleratedModel
     schedule: Schedule
     compute: Compute
     queries: tuple[int, ...]
@@ -105,7 +108,7 @@ def build_method(cell: Cell, weights: Path | None, group: SequenceGroup | None =
         tile_tokens=cell.tile_tokens,
     )
     queries = tuple(evenly_spaced(cell.virtual_views, cell.input_views))
-    model = _load_model(cell, weights)
+    model = accelerate(_load_model(cell, weights), compute)
     method = ReconstructionModel(model, cell.schedule.resolve(), compute, queries, group, cell.merge)
     if cell.post_optimization is None:
         return method
@@ -127,7 +130,8 @@ def load_builder(name: str) -> Builder:
 
 def prune(gaussians: Gaussians, cell: Cell) -> Gaussians:
     """As the cell says; the random part is a function of its seed and of each Gaussian."""
-    return gaussians if cell.pruning is None else gaussians.prune(*cell.pruning, seed=cell.seed)
+    kept = gaussians if cell.pruning is None else gaussians.prune(*cell.pruning, seed=cell.seed)
+    return kept.at_least_float32()
 
 
 def prune_before_showing(gaussians: Gaussians, cell: Cell) -> Gaussians:
@@ -142,7 +146,8 @@ def missing_weights(cell: Cell, weights: Path | None) -> str | None:
     if cell.weights.kind == "untrained":
         return "needs a model that nobody has trained here, and the authors' is not released"
     if cell.weights.kind == "file" and (weights is None or not weights.is_file()):
-        return f"weights file {cell.weights.name} is not there"
+        hint = "; `make weights` fetches it to where the paper profile expects it"
+        return f"weights file {cell.weights.name} is not there{hint if cell.weights.name in _FETCHED else ''}"
     return None
 
 

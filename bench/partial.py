@@ -88,4 +88,5 @@ def _higher(one: RankMemory, other: RankMemory) -> RankMemory:
         return max(values) if values else None
 
     fields = ("allocated_mib", "reserved_mib", "resident_mib", "resident_growth_mib")
-    return RankMemory(rank=one.rank, **{name: value(name) for name in fields})
+    by_stage = one.by_stage_mib or other.by_stage_mib  # of speed runs, which have one stretch
+    return RankMemory(rank=one.rank, by_stage_mib=by_stage, **{name: value(name) for name in fields})

@@ -173,7 +173,7 @@ class _Planner:
             sp_size=sp_size,
             precision=profile.precision,
             newton_schulz_precision=profile.newton_schulz_precision,
-            attention_backend=settings.cells.attention_backend,
+            attention_backend=method.attention_backend or settings.cells.attention_backend,
             tile_tokens=profile.tile_tokens,
             threads=profile.threads.get(run.kind),
             pruning=default_pruning(views) if self._scale.pruning == "paper" else None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -20,7 +20,7 @@ from bench.devices import DeviceState
 from bench.environment import Environment
 from bench.errors import RecordError
 from bench.sanitize import local_sanitizer
-from bench.schema import Frozen, Sealed, is_intact, top_level
+from bench.schema import Frozen, Growing, Sealed, is_intact, top_level
 from bench.settings import describe
 from bench.upgrades import UnknownVersion, upgrade_record
 
@@ -30,18 +30,21 @@ SCHEMA_FILE = Path(__file__).parent / "schemas" / "record.schema.json"
 Status = Literal["ok", "failed", "out_of_memory", "timeout", "unavailable"]
 
 
-class RankMemory(Frozen):
+class RankMemory(Growing):
     """Peak memory of one rank while its cell ran; what the device does not give is None.
 
     allocated, reserved: of the CUDA allocator. resident: of the whole process (CPU). resident_growth: over its size
-    when the run started, the model being loaded by then.
+    when the run started, the model being loaded by then. by_stage_mib: of the allocator, stage -> its peak.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"by_stage_mib"})
 
     rank: int
     allocated_mib: float | None = None
     reserved_mib: float | None = None
     resident_mib: float | None = None
     resident_growth_mib: float | None = None
+    by_stage_mib: dict[str, float] | None = None
 
 
 class Phase(Frozen):
@@ -103,6 +106,9 @@ class SceneQuality(Frozen):
     """Share of the Gaussians, before pruning, with an opacity above 0.001."""
     seconds: float | None
     """Reading to metrics; for planning, not a measurement of speed."""
+    input_frames_from: str | None = None
+    """Who chose the input views of a scene from a folder: ``k-means``, or whoever the scene file says. None: the scene
+    is procedural, or the record older."""
 
 
 class QualityResult(Frozen):

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from bench.figures import figures_of
-from bench.grids import Grid, Notes, claim_grid, external_grid, quality_grids, speed_grid, stage_grid
+from bench.grids import Grid, Notes, claim_grid, external_grid, memory_grid, quality_grids, speed_grid, stage_grid
 from bench.measured import Result
 from bench.verdicts import device_name
 
@@ -24,6 +24,7 @@ def render_markdown(table: Table) -> str:
     quality = [(grid.title, markdown_grid(grid)) for grid in quality_grids(table, notes)]
     others = {"speed": speed_grid(table, notes), "stages": stage_grid(table), "claims": claim_grid(table)}
     others["external"] = external_grid(table)
+    others["memory"] = memory_grid(table)
     return _template().render(
         table=table,
         title=title(table),

@@ -112,6 +112,7 @@ class MethodSettings(Frozen):
         name: of the cells' method, and key of ``profile.weights``; None: the name that it has in the table.
         model: what makes it, over the profile's model. A trained model must have the same values.
         schedule: None: the table's.
+        attention_backend: None: ``cells.attention_backend``.
         merge: predict-and-merge.
         builder: ``module:function`` of a method that is not the suite's own; see docs/adding-a-method.md. ``model`` is
             then whatever that understands.
@@ -122,6 +123,7 @@ class MethodSettings(Frozen):
     name: str | None = None
     model: dict[str, Any] = Field(default_factory=dict)
     schedule: ScheduleChoice | None = None
+    attention_backend: str | None = None
     merge: bool = False
     builder: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     unavailable: str | None = None

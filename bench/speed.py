@@ -75,6 +75,7 @@ class _Reconstruction:
             # allocator keeps would count as in use.
             self._gaussians, self._memory = None, None
             self._watch = MemoryWatch(self._cell.device, self._rank)
+            self._timer.after_stage = self._watch.end_stage
             self.run()
         assert self._gaussians is not None and self._memory is not None
         return self._gaussians, self._memory

@@ -25,7 +25,7 @@ PyTorch's own choice. ``sdpa``: PyTorch's choice; ``sdpa-*``: that kernel of PyT
 
 _MODULES = {"flash-attn": "flash_attn", "xformers": "xformers.ops"}
 _INSTALL = {
-    "flash-attn": "pip install flash-attn --no-build-isolation (needs the CUDA toolkit)",
+    "flash-attn": "pip install flash-attn-4 (Hopper and newer), or flash-attn --no-build-isolation (needs nvcc)",
     "xformers": "pip install xformers",
 }
 
@@ -49,15 +49,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     if backend in _SDPA:
         return _sdpa(q, k, v, backend)
     if backend == "flash-attn":
-        module = _import(_MODULES[backend], backend)
+        module = _import_flash_attention()
         _require_half_cuda(q, backend)
-        result: Tensor = module.flash_attn_func(q, k, v)
-        return result
+        result = module.flash_attn_func(q, k, v)
+        output: Tensor = result[0] if isinstance(result, tuple) else result  # the other one is for gradients
+        return output
     if backend == "xformers":
         module = _import(_MODULES[backend], backend)
         _require_half_cuda(q, backend)
-        result = module.memory_efficient_attention(q, k, v)
-        return result
+        output = module.memory_efficient_attention(q, k, v)
+        return output
     raise _unknown(backend)
 
 
@@ -65,8 +66,18 @@ def require_backend(backend: str) -> None:
     """Raise BackendUnavailableError if the backend is unknown or not installed."""
     if backend not in BACKENDS:
         raise _unknown(backend)
-    if backend in _MODULES:
+    if backend == "flash-attn":
+        _import_flash_attention()
+    elif backend in _MODULES:
         _import(_MODULES[backend], backend)
+
+
+def _import_flash_attention() -> ModuleType:
+    """FlashAttention 4, whose kernels are for Hopper and newer, or else FlashAttention 2."""
+    try:
+        return importlib.import_module("flash_attn.cute")
+    except ImportError:
+        return _import(_MODULES["flash-attn"], "flash-attn")
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:

@@ -23,7 +23,7 @@ from tttlrm.parallel import ViewShard, gather_views
 
 INITIAL_LEARNING_RATE = 0.01
 LAYER_NORM_EPS = 1e-5
-_INVERSE_SOFTPLUS = math.log(math.expm1(INITIAL_LEARNING_RATE))
+INVERSE_SOFTPLUS = math.log(math.expm1(INITIAL_LEARNING_RATE))
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class FastWeightLayer(nn.Module):
         """Learning rates of w0, w1 and w2 for each token: [B, t, 3], in at least float32."""
         x = at_least_float32(x)
         raw = F.linear(x, self.lr_fc.weight.to(x.dtype), self.lr_fc.bias.to(x.dtype))
-        return F.softplus(raw + _INVERSE_SOFTPLUS)
+        return F.softplus(raw + INVERSE_SOFTPLUS)
 
     def apply_weights(self, x: Tensor, weights: fast_weights.Triple, run: Pass) -> Tensor:
         """The layer's output for normalised tokens [B, t, d] under adapted weights."""

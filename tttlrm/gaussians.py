@@ -16,6 +16,8 @@ _SPLITMIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 class Gaussians:
     """N Gaussians of one scene (leading batch dimensions are allowed where a method does not say otherwise).
 
+    Tensors may share memory, and where a GPU made them in half precision, spherical harmonics and quaternions are so.
+
     Attributes:
         positions: [..., N, 3], world coordinates.
         sh: [..., N, K, 3], spherical-harmonics coefficients, K = (degree + 1)^2.
@@ -58,6 +60,10 @@ class Gaussians:
         """The Gaussians at these indices (or under this mask) of a single scene, in this order."""
         return Gaussians(*(t[index] for t in self.tensors))
 
+    def at_least_float32(self) -> Gaussians:
+        """The same with every tensor in float32, or in float64 where it already is."""
+        return Gaussians(*(t if t.dtype == torch.float64 else t.float() for t in self.tensors))
+
     def usage(self, threshold: float = 0.001) -> float:
         """Share of Gaussians with an opacity above the threshold ("Gaussian usage" of paper table 5)."""
         return float((self.opacities > threshold).double().mean())
@@ -78,7 +84,7 @@ class Gaussians:
             seed: of the random part. Which ones stay depends on the seed and on each Gaussian's
                 index alone, never on the rank or device, so every sp_size keeps the same.
 
-        The order of the Gaussians is kept.
+        The order of the Gaussians is kept. What is kept is in at least float32, whatever the precision of the whole.
         """
         count = len(self)
         num_opaque = math.floor(keep_ratio * count)
@@ -88,7 +94,7 @@ class Gaussians:
         keys = _random_keys(rest, seed)
         lucky = rest[torch.sort(keys, stable=True).indices[:num_random]]
         kept = torch.cat([order[:num_opaque], lucky]).sort().values
-        return self.select(kept)
+        return self.select(kept).at_least_float32()
 
     def save_ply(self, path: Path, comment: str = "") -> None:
         """Write the binary PLY layout of 3D Gaussian Splatting that viewers read. Atomic."""

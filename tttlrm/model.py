@@ -7,7 +7,7 @@ Q query views, C Gaussian channels a pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,14 +93,22 @@ class TTTLRM(nn.Module):
             tiles.append(layer_norm(embedded.to(stream_dtype), self.input_layernorm.weight).flatten(1, 2))
         return torch.cat(tiles, dim=1)
 
-    def mix(self, tokens: Tensor, shard: ViewShard, schedule: Schedule, compute: Compute) -> Tensor:
-        """All blocks. Without gradients, the tokens are updated in place."""
+    def mix(
+        self,
+        tokens: Tensor,
+        shard: ViewShard,
+        schedule: Schedule,
+        compute: Compute,
+        done: Callable[[int], None] = lambda count: None,
+    ) -> Tensor:
+        """All blocks. Without gradients, the tokens are updated in place. ``done`` is told the blocks finished."""
         run = Pass(schedule, compute, shard, tokens.shape[1] // len(shard.views))
-        for block in self.blocks:
+        for count, block in enumerate(self.blocks, start=1):
             if compute.checkpoint_activations and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, run, use_reentrant=False)
             else:
                 tokens = block(tokens, run)
+            done(count)
         return tokens
 
     def decode(
@@ -110,7 +118,7 @@ class TTTLRM(nn.Module):
         owned = [shard.locate(view)[1] for view in queries if shard.locate(view)[0] == shard.rank]
         per_view = tokens.unflatten(1, (views.num_views, -1))
         parts = []
-        for at in _consecutive(owned, max(1, compute.tile_tokens // DECODER_GROWTH // per_view.shape[2])):
+        for at in consecutive(owned, max(1, compute.tile_tokens // DECODER_GROWTH // per_view.shape[2])):
             parts.append(self._decode_views(per_view[:, at.start : at.stop], views.select(at), compute))
         pixels = views.height * views.width
         empty = tokens.new_zeros(tokens.shape[0], 0, pixels, self.config.gaussian_channels)
@@ -167,7 +175,7 @@ class TTTLRM(nn.Module):
             )
 
 
-def _consecutive(views: Sequence[int], longest: int) -> list[range]:
+def consecutive(views: Sequence[int], longest: int) -> list[range]:
     """The views, in their order, as runs of at most ``longest`` consecutive ones."""
     runs: list[range] = []
     for view in views:

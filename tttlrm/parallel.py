@@ -95,9 +95,10 @@ def gather_views(tensor: Tensor, shard: ViewShard, views: list[int]) -> Tensor:
         return tensor
     owners = [shard.locate(view)[0] for view in views]
     capacity = max(owners.count(rank) for rank in range(shard.size))
-    padding = tensor.new_zeros(tensor.shape[0], capacity - tensor.shape[1], *tensor.shape[2:])
-    gathered = shard.group.gather(torch.cat([tensor, padding], dim=1))
-    flat = gathered.transpose(0, 1).flatten(1, 2)
+    if tensor.shape[1] < capacity:
+        padding = tensor.new_zeros(tensor.shape[0], capacity - tensor.shape[1], *tensor.shape[2:])
+        tensor = torch.cat([tensor, padding], dim=1)
+    flat = shard.group.gather(tensor).transpose(0, 1).flatten(1, 2)
     position = [rank * capacity + owners[:i].count(rank) for i, rank in enumerate(owners)]
     return flat.index_select(1, torch.tensor(position, device=tensor.device))
 
@@ -121,9 +122,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, process_group: Any) -> Tensor:
         ctx.process_group = process_group
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(process_group))]
-        dist.all_gather(parts, tensor.contiguous(), group=process_group)
-        return torch.stack(parts)
+        gathered = tensor.new_empty(dist.get_world_size(process_group), *tensor.shape)
+        dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=process_group)
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

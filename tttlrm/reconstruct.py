@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tttlrm.accelerated import accelerate
 from tttlrm.cameras import Views
 from tttlrm.checkpoints import load_model
 from tttlrm.errors import UserError
@@ -80,22 +81,16 @@ def load_frames(plan: Plan, indices: list[int], what: str, clock: StageClock, pr
 def _run_network(
     plan: Plan, inputs: Views, shard: ViewShard, device: torch.device, clock: StageClock, progress: Progress
 ) -> Gaussians:
-    """The Gaussians of all input views, in float32 on the device."""
+    """The Gaussians of all input views, on the device."""
     with clock.stage("load model"):
-        model = _load_model(plan, device)
+        model = accelerate(_load_model(plan, device), plan.compute)
     with clock.stage("move inputs"):
         views = inputs.to(device)
         batch = Views(views.images[None], views.camera_to_world[None], views.intrinsics[None])
     with clock.stage("encode"):
         tokens = model.encode(batch, plan.compute)
     with clock.stage("blocks"), progress.task("run blocks", len(model.blocks)) as done:
-        hooks = [
-            block.register_forward_hook(lambda *_, count=count: done(count))
-            for count, block in enumerate(model.blocks, start=1)
-        ]
-        tokens = model.mix(tokens, shard, plan.settings.schedule, plan.compute)
-        for hook in hooks:
-            hook.remove()
+        tokens = model.mix(tokens, shard, plan.settings.schedule, plan.compute, done)
     with clock.stage("decode"):
         gaussians = model.decode(tokens, batch, shard, range(shard.num_views), plan.compute).scene(0)
     bad = gaussians.count_not_finite()
@@ -104,7 +99,7 @@ def _run_network(
             f"{plan.scene.file}: {bad} of the {len(gaussians)} Gaussians are not finite with {plan.origin.weights} in "
             f"{plan.compute.dtype}; check the scene's poses and intrinsics, or try --dtype float32"
         )
-    return gaussians.to(torch.float32)
+    return gaussians
 
 
 def _load_model(plan: Plan, device: torch.device) -> TTTLRM:
@@ -132,7 +127,7 @@ def _finish(
     """Prune, write the Gaussians, evaluate, film and report."""
     settings, origin = plan.settings, plan.origin
     with clock.stage("prune"):
-        kept = gaussians.prune(*plan.pruning, seed=settings.seed) if plan.pruning else gaussians
+        kept = gaussians.prune(*plan.pruning, seed=settings.seed) if plan.pruning else gaussians.at_least_float32()
     with clock.stage("write PLY"):
         kept.save_ply(staging / PLY, origin.ply_comment())
     targets = load_frames(plan, list(plan.split.targets), "read test views", clock, progress)

@@ -19,14 +19,14 @@ from tests.bench_cases import MACHINE, tiny_plan
 from tttlrm.bundled import BUNDLED
 from tttlrm.config import ElasticUpdate
 
-TABLES = ("figure8", "table1", "table2", "table3", "table4", "table5", "table6", "table7", "scaling")
+TABLES = ("figure8", "table1", "table2", "table3", "table4", "table5", "table6", "table7", "scaling", "speed")
 
 
 def cells_of(plan: Plan, run: str) -> list[Cell]:
     return [plan.cells[cell_id] for row in plan.rows for cell_id in row.cells.get(run, ())]
 
 
-def test_the_tables_are_those_of_the_paper_and_scaling() -> None:
+def test_the_tables_are_those_of_the_paper_and_the_suites_own() -> None:
     assert tuple(table_names()) == TABLES
     assert set(load_paper().tables) | set(load_paper("suite").tables) == set(TABLES)
 

@@ -51,7 +51,7 @@ def test_labels_of_a_table_are_those_of_its_rows_and_not_in_their_keys() -> None
 
 def test_the_suites_own_tables_have_no_values() -> None:
     suite = load_paper("suite")
-    assert list(suite.tables) == ["scaling"] and suite.values() == {}
+    assert list(suite.tables) == ["scaling", "speed"] and suite.values() == {}
 
 
 def test_values_that_are_not_printed_are_none() -> None:

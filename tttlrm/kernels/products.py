@@ -1,0 +1,328 @@
+"""Matrix products in half precision with the pointwise work that follows them done before anything is stored.
+
+A product of T tokens leaves results of T x 3072 numbers; reading them again only to apply an activation costs a third
+as long as the product itself. Sums are float32; the operands are read through the Hopper copy engine.
+
+Dimension letters: T tokens, d model width, h hidden width of the fast weights or the MLP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+HEAD_NORM_EPS = torch.finfo(torch.float32).eps
+UNIT_LENGTH_EPS = 1e-5
+PARTIAL_COLUMNS = 128
+"""Squares are summed over this many columns at a time, see :func:`project_silu`."""
+
+_SILU, _GELU, _HEAD_NORM = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is cut: rows, columns and depth of a tile, warps, and tiles that are read ahead."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    persistent: bool = False
+    flat: bool = False
+    """Of a persistent kernel: tiles are read ahead across the end of a product."""
+
+
+PROJECT = Tiling(128, 256, 64, 8, 3, persistent=True, flat=True)
+GATED = Tiling(128, 128, 64, 8, 4, persistent=True)
+UPDATE = Tiling(128, 128, 64, 8, 3)
+
+
+def project_silu(x: Tensor, weight: Tensor, tiling: Tiling = PROJECT) -> tuple[Tensor, Tensor]:
+    """silu(x weight^T) of tokens x [T, d] by weight [3 d, d], and what the lengths of q and k are made of.
+
+    Returns:
+        q, k and v side by side [T, 3 d], not normalised; and [T, 2 d / PARTIAL_COLUMNS] float32, the sums of squares
+        of each group of columns of q, then of k.
+    """
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    squares = x.new_empty(x.shape[0], 2 * x.shape[1] // PARTIAL_COLUMNS, dtype=torch.float32)
+    _launch_linear(x, weight, out, squares, _SILU, 0, tiling)
+    return out, squares
+
+
+def project_gelu(x: Tensor, weight: Tensor, tiling: Tiling = PROJECT) -> Tensor:
+    """gelu(x weight^T), the exact GELU, for x [T, d] and weight [h, d]: [T, h]."""
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    _launch_linear(x, weight, out, x, _GELU, 0, tiling)
+    return out
+
+
+def project_heads(x: Tensor, weight: Tensor, norms: Tensor, tiling: Tiling = PROJECT) -> Tensor:
+    """x weight^T with RMSNorm on each head of q and k, for x [T, d], weight [3 d, d] and norms [2, head] (float32).
+
+    Returns q, k and v side by side, [T, 3 d].
+    """
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    _launch_linear(x, weight, out, norms, _HEAD_NORM, norms.shape[1], tiling)
+    return out
+
+
+def gated(qkv: Tensor, squares: Tensor, outer: Tensor, tiling: Tiling = GATED) -> Tensor:
+    """silu(q w0) * (q w2) for q of unit length.
+
+    Args:
+        qkv, squares: as :func:`project_silu` gives them (or the same rows of both).
+        outer: [d, 2 h], w0 and w2 side by side.
+
+    Returns:
+        [T, h].
+    """
+    tokens, width, hidden = qkv.shape[0], outer.shape[0], outer.shape[1] // 2
+    out = qkv.new_empty(tokens, hidden)
+    grid, steps = _grid(tokens, hidden, tiling, qkv.device)
+    _gated_kernel[grid](
+        _descriptor(qkv, tiling.rows, tiling.depth),
+        _descriptor(outer, tiling.depth, tiling.columns),
+        _descriptor(out, tiling.rows, tiling.columns),
+        squares,
+        tokens,
+        WIDTH=width,
+        HIDDEN=hidden,
+        PARTS=squares.shape[1] // 2,
+        EPS=UNIT_LENGTH_EPS,
+        ROWS=tiling.rows,
+        COLUMNS=tiling.columns,
+        DEPTH=tiling.depth,
+        FLAT=tiling.flat,
+        PROGRAMS=steps,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+    )
+    return out
+
+
+def update_terms(
+    qkv: Tensor, squares: Tensor, rates: Tensor, outer: Tensor, inner: Tensor, tiling: Tiling = UPDATE
+) -> tuple[Tensor, Tensor]:
+    """What the directions of the fast weights' update are products of, with k and v.
+
+    With g = k w0, u = k w2, e = v w1^T for k of unit length: k^T [lr0 e u silu'(g) | lr2 e silu(g)] are the directions
+    of w0 and w2, and v^T (lr1 silu(g) u) is that of w1 transposed. The length of k is in the first factor, so that
+    the k that :func:`project_silu` stored serves as it is.
+
+    Args:
+        qkv, squares: as :func:`project_silu` gives them (or the same rows of both).
+        rates: [T, 3] float32, learning rates of w0, w1, w2.
+        outer, inner: the weights, [d, 2 h] (w0 and w2 side by side) and [d, h] (w1 transposed).
+
+    Returns:
+        [T, 2 h] and [T, h].
+    """
+    tokens, (width, hidden) = qkv.shape[0], inner.shape
+    outer_terms = qkv.new_empty(tokens, 2 * hidden)
+    inner_terms = torch.mm(qkv[:, 2 * width :], inner)  # e; becomes the terms in place
+    grid, steps = _grid(tokens, hidden, tiling, qkv.device)
+    _update_kernel[grid](
+        _descriptor(qkv, tiling.rows, tiling.depth),
+        _descriptor(outer, tiling.depth, tiling.columns),
+        _descriptor(outer_terms, tiling.rows, tiling.columns),
+        _descriptor(inner_terms, tiling.rows, tiling.columns),
+        squares,
+        rates,
+        tokens,
+        WIDTH=width,
+        HIDDEN=hidden,
+        PARTS=squares.shape[1] // 2,
+        EPS=UNIT_LENGTH_EPS,
+        ROWS=tiling.rows,
+        COLUMNS=tiling.columns,
+        DEPTH=tiling.depth,
+        FLAT=tiling.flat,
+        PROGRAMS=steps,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+    )
+    return outer_terms, inner_terms
+
+
+def _launch_linear(x: Tensor, weight: Tensor, out: Tensor, extra: Tensor, what: int, head: int, tiling: Tiling) -> None:
+    tokens, outputs = out.shape
+    grid, steps = _grid(tokens, outputs, tiling, x.device)
+    _linear_kernel[grid](
+        _descriptor(x, tiling.rows, tiling.depth),
+        _descriptor(weight, tiling.columns, tiling.depth),
+        _descriptor(out, tiling.rows, tiling.columns),
+        extra,
+        tokens,
+        WIDTH=x.shape[1],
+        OUTPUTS=outputs,
+        WHAT=what,
+        HEAD=head,
+        EPS=HEAD_NORM_EPS,
+        PART=PARTIAL_COLUMNS,
+        ROWS=tiling.rows,
+        COLUMNS=tiling.columns,
+        DEPTH=tiling.depth,
+        FLAT=tiling.flat,
+        PROGRAMS=steps,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+    )
+
+
+def _descriptor(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns])
+
+
+def _grid(tokens: int, outputs: int, tiling: Tiling, device: torch.device) -> tuple[tuple[int], int]:
+    """The launch grid, and after how many tiles a program takes its next one."""
+    tiles = triton.cdiv(tokens, tiling.rows) * triton.cdiv(outputs, tiling.columns)
+    if not tiling.persistent:
+        return (tiles,), tiles
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return (min(tiles, processors),), processors
+
+
+@triton.jit(do_not_specialize=["tokens", "PROGRAMS"])
+def _linear_kernel(
+    x,
+    weight,
+    out,
+    extra,
+    tokens,
+    WIDTH: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    WHAT: tl.constexpr,
+    HEAD: tl.constexpr,
+    EPS: tl.constexpr,
+    PART: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    FLAT: tl.constexpr,
+    PROGRAMS,
+):
+    across: tl.constexpr = (OUTPUTS + COLUMNS - 1) // COLUMNS
+    for tile in tl.range(tl.program_id(0), tl.cdiv(tokens, ROWS) * across, PROGRAMS, flatten=FLAT):
+        row, column = (tile // across) * ROWS, (tile % across) * COLUMNS
+        total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for at in range(0, WIDTH, DEPTH):
+            total = tl.dot(x.load([row, at]), weight.load([column, at]).T, total)
+        if WHAT == 0:
+            total = total * tl.sigmoid(total)
+            if column < 2 * WIDTH:
+                rows = row + tl.arange(0, ROWS)
+                split = tl.reshape(total * total, (ROWS, COLUMNS // PART, PART))
+                sums = tl.sum(split, 2)
+                parts = column // PART + tl.arange(0, COLUMNS // PART)
+                places = extra + rows.to(tl.int64)[:, None] * (2 * WIDTH // PART) + parts[None, :]
+                tl.store(places, sums, mask=(rows < tokens)[:, None])
+        elif WHAT == 1:
+            total = _gelu(total)
+        else:
+            if column < 2 * WIDTH:
+                heads = tl.reshape(total, (ROWS, COLUMNS // HEAD, HEAD))
+                scale = tl.rsqrt(tl.sum(heads * heads, 2) / HEAD + EPS)
+                norm = tl.load(extra + (column // WIDTH) * HEAD + tl.arange(0, HEAD))
+                total = tl.reshape(heads * scale[:, :, None] * norm[None, None, :], (ROWS, COLUMNS))
+        out.store([row, column], total.to(out.dtype))
+
+
+@triton.jit
+def _gelu(x):
+    """x Phi(x), by a rational approximation of erfc that is right to 1.5e-7 (Abramowitz and Stegun, 7.1.26)."""
+    size = tl.abs(x) * 0.7071067811865476
+    t = 1.0 / (1.0 + 0.3275911 * size)
+    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail *= 0.5 * tl.exp(-size * size) * x
+    return tl.where(x > 0, x - tail, tail)
+
+
+@triton.jit
+def _inverse_length(squares, rows, tokens, FIRST: tl.constexpr, PARTS: tl.constexpr, EPS: tl.constexpr):
+    """1 / (|q| + eps), or of k, for some rows; 0 past the last one."""
+    total = tl.zeros(rows.shape, dtype=tl.float32)
+    for part in tl.static_range(PARTS):
+        places = squares + rows.to(tl.int64) * (2 * PARTS) + FIRST + part
+        total += tl.load(places, mask=rows < tokens, other=0.0)
+    return 1.0 / (tl.sqrt(total) + EPS)
+
+
+@triton.jit(do_not_specialize=["tokens", "PROGRAMS"])
+def _gated_kernel(
+    qkv,
+    outer,
+    out,
+    squares,
+    tokens,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    EPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    FLAT: tl.constexpr,
+    PROGRAMS,
+):
+    across: tl.constexpr = (HIDDEN + COLUMNS - 1) // COLUMNS
+    for tile in tl.range(tl.program_id(0), tl.cdiv(tokens, ROWS) * across, PROGRAMS, flatten=FLAT):
+        row, column = (tile // across) * ROWS, (tile % across) * COLUMNS
+        gate = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        up = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for at in range(0, WIDTH, DEPTH):
+            q = qkv.load([row, at])
+            gate = tl.dot(q, outer.load([at, column]), gate)
+            up = tl.dot(q, outer.load([at, HIDDEN + column]), up)
+        scale = _inverse_length(squares, row + tl.arange(0, ROWS), tokens, 0, PARTS, EPS)[:, None]
+        gate *= scale
+        out.store([row, column], (gate * tl.sigmoid(gate) * up * scale).to(out.dtype))
+
+
+@triton.jit(do_not_specialize=["tokens", "PROGRAMS"])
+def _update_kernel(
+    qkv,
+    outer,
+    outer_terms,
+    inner_terms,
+    squares,
+    rates,
+    tokens,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    PARTS: tl.constexpr,
+    EPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    FLAT: tl.constexpr,
+    PROGRAMS,
+):
+    across: tl.constexpr = (HIDDEN + COLUMNS - 1) // COLUMNS
+    for tile in tl.range(tl.program_id(0), tl.cdiv(tokens, ROWS) * across, PROGRAMS, flatten=FLAT):
+        row, column = (tile // across) * ROWS, (tile % across) * COLUMNS
+        back = inner_terms.load([row, column])
+        gate = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        up = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+        for at in range(0, WIDTH, DEPTH):
+            k = qkv.load([row, WIDTH + at])
+            gate = tl.dot(k, outer.load([at, column]), gate)
+            up = tl.dot(k, outer.load([at, HIDDEN + column]), up)
+        rows = row + tl.arange(0, ROWS)
+        scale = _inverse_length(squares, rows, tokens, PARTS, PARTS, EPS)
+        rate0 = scale * scale * tl.load(rates + rows * 3, mask=rows < tokens, other=0.0)
+        rate1 = scale * tl.load(rates + rows * 3 + 1, mask=rows < tokens, other=0.0)
+        rate2 = scale * tl.load(rates + rows * 3 + 2, mask=rows < tokens, other=0.0)
+        gate *= scale[:, None]
+        sigmoid = tl.sigmoid(gate)
+        active = gate * sigmoid
+        inner_terms.store([row, column], (rate1[:, None] * active * up).to(inner_terms.dtype))
+        outer_terms.store([row, HIDDEN + column], (rate2[:, None] * back.to(tl.float32) * active).to(outer_terms.dtype))
+        slope = sigmoid * (1 + gate - active)
+        outer_terms.store([row, column], (rate0[:, None] * back.to(tl.float32) * up * slope).to(outer_terms.dtype))
