@@ -122,9 +122,10 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, process_group: Any) -> Tensor:
         ctx.process_group = process_group
-        gathered = tensor.new_empty(dist.get_world_size(process_group), *tensor.shape)
+        size = dist.get_world_size(process_group)
+        gathered = tensor.new_empty(size * tensor.shape[0], *tensor.shape[1:])  # side by side: the form gloo takes
         dist.all_gather_into_tensor(gathered, tensor.contiguous(), group=process_group)
-        return gathered
+        return gathered.unflatten(0, (size, -1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
