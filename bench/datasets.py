@@ -15,24 +15,33 @@ from tttlrm.config import PoseReference
 _TEST_VIEWS = 8
 """Of procedural scenes, where the dataset does not say."""
 
+_FETCHED_BY = {"dl3dv": "make data-dl3dv", "tnt": "make data-tnt"}
+"""By the name of a dataset."""
+
 _INPUT_CAMERAS, _TEST_CAMERAS = 0, 1
 """View seeds of procedural objects. Test cameras do not depend on how many input views there are."""
 
 
 @dataclass(frozen=True)
 class SceneViews:
-    """One scene, float32: inputs [V, ...] and held-out targets [T, ...] in the same world."""
+    """One scene, float32: inputs [V, ...] and held-out targets [T, ...] in the same world.
+
+    ``input_frames_from`` says who chose the inputs among a folder's frames; see :class:`tttlrm.scenes.ViewSplit`.
+    """
 
     name: str
     inputs: Views
     targets: Views
+    input_frames_from: str | None = None
 
 
 def missing_data(dataset: Dataset, root: Path | None) -> str | None:
     """Why the scenes of a dataset cannot be read; None if they are there."""
     if dataset.source == "procedural" or dataset.scenes:
         return None
-    return f"dataset {dataset.name} is not there: no scene folders in {_shown(root)}"
+    command = _FETCHED_BY.get(dataset.name)
+    hint = f"; `{command}` fetches it to where the paper profile expects it" if command else ""
+    return f"dataset {dataset.name} is not there: no scene folders in {_shown(root)}{hint}"
 
 
 def load_scene(cell: Cell, name: str, root: Path | None) -> SceneViews:
@@ -106,7 +115,7 @@ def _from_folder(cell: Cell, name: str, root: Path) -> SceneViews:
         targets = tuple(split.targets[at] for at in evenly_spaced(wanted, len(split.targets)))
         split = ViewSplit(split.inputs, targets, split.source)
     loaded = load_split(scene, split, cell.resolution, _reference(cell))
-    return SceneViews(name, loaded.inputs, loaded.targets)
+    return SceneViews(name, loaded.inputs, loaded.targets, split.source)
 
 
 def _reference(cell: Cell) -> PoseReference:

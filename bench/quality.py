@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ def _run_scene(cell: Cell, method: Method, name: str, root: Path | None, lpips: 
         rendered_gaussians=len(kept),
         usage=gaussians.usage(),
         seconds=round(time.perf_counter() - started, 3),
+        input_frames_from=scene.input_frames_from,
     )
 
 
@@ -94,4 +96,4 @@ def _reconstruct(cell: Cell, method: Method, name: str, root: Path | None) -> tu
 
 
 def _on_device(scene: SceneViews, device: str) -> SceneViews:
-    return SceneViews(scene.name, scene.inputs.to(device), scene.targets.to(device))
+    return replace(scene, inputs=scene.inputs.to(device), targets=scene.targets.to(device))

@@ -46,12 +46,6 @@ _DOCTOR = """Say what is installed, and what is missing for which feature.
 Ends with status 1 when the main job (reconstructing, the suite's tables) cannot run here.
 """
 
-_DOWNLOAD_WEIGHTS = """Fetch the authors' checkpoints, and convert them to safetensors.
-
-Each takes 1.6 GB, and as much again while it is converted. A download that was cut off goes on where it stopped. The
-digest of what was fetched is recorded beside it; a file that changes later, here or there, is an error that shows both.
-"""
-
 _CONVERT = """Convert a capture of another program to a scene: undistorted images and their cameras.
 
 SRC is, for
@@ -74,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
-        return _fail("interrupted, nothing was written", EXIT_INTERRUPTED)
+        return _fail(f"interrupted; {options.interrupted}", EXIT_INTERRUPTED)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}", EXIT_FAILURE)
@@ -159,37 +153,6 @@ def _run_convert(options: argparse.Namespace) -> None:
     )
     kept = f", {done.kept} of them by an earlier run" if done.kept else ""
     print(f"wrote {done.scene_file}: {done.frames} frames{kept}, {done.undistorted} undistorted")
-
-
-def _run_download_weights(options: argparse.Namespace) -> None:
-    from tttlrm.downloads.weights import LICENSE, RELEASED, default_folder, download_weights
-    from tttlrm.progress import Bars
-
-    if options.source is not None and options.which == "all":
-        raise UserError("--from is one file: say whether it is full or ar")
-    progress = Bars()
-    progress.note(LICENSE)
-    if not options.accept_license and not _confirms("Do you accept it? [y/N] "):
-        raise UserError("the licence was not accepted; read it, and then give --accept-license")
-    folder = options.output or default_folder()
-    for key in RELEASED if options.which == "all" else (options.which,):
-        path = download_weights(
-            RELEASED[key],
-            folder,
-            revision=options.revision,
-            offline=options.offline,
-            source=options.source,
-            progress=progress,
-        )
-        print(f"{path}: give it to `tttlrm reconstruct` with --weights")
-
-
-def _confirms(question: str) -> bool:
-    """Whether somebody at a terminal says yes."""
-    if not sys.stdin.isatty():
-        return False
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -280,6 +243,7 @@ def _add_render(commands: Any) -> None:
 
 def _add_convert(commands: Any) -> None:
     parser = _command(commands, "convert", _CONVERT, _run_convert)
+    parser.set_defaults(interrupted="the same command goes on where this one stopped")
     parser.add_argument("kind", choices=("dl3dv", "nerfstudio", "colmap"), help="what SRC is")
     parser.add_argument("source", type=Path, metavar="SRC", help="the capture's folder")
     parser.add_argument("destination", type=Path, metavar="DST", help="new folder for the scene")
@@ -293,16 +257,9 @@ def _add_download(commands: Any) -> None:
     parser = commands.add_parser(
         "download", help="Fetch what others publish.", description="Fetch what others publish."
     )
-    kinds = parser.add_subparsers(title="what", required=True, metavar="WHAT")
-    weights = _command(kinds, "weights", _DOWNLOAD_WEIGHTS, _run_download_weights)
-    weights.add_argument("which", nargs="?", choices=("full", "ar", "all"), default="all", help="(default: all)")
-    weights.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: in the user's cache")
-    weights.add_argument("--accept-license", action="store_true", help="of the weights; otherwise it is asked for")
-    weights.add_argument("--revision", help="of the repository: a branch, tag or commit (default: main)")
-    weights.add_argument("--offline", action="store_true", help="fetch nothing; say where the weights are, if anywhere")
-    weights.add_argument(
-        "--from", dest="source", type=Path, metavar="FILE", help="convert a published file that you have already"
-    )
+    from tttlrm.downloads.commands import add_commands
+
+    add_commands(parser.add_subparsers(title="what", required=True, metavar="WHAT"), _command)
 
 
 def _command(commands: Any, name: str, description: str, run: Any) -> argparse.ArgumentParser:
@@ -312,7 +269,7 @@ def _command(commands: Any, name: str, description: str, run: Any) -> argparse.A
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, interrupted="nothing was written")
     return parser
 
 

@@ -19,7 +19,8 @@ from tttlrm.config import ModelConfig
 from tttlrm.downloads import hub as hub_client
 from tttlrm.downloads import weights
 from tttlrm.downloads.hub import HubFile
-from tttlrm.downloads.weights import RECORD, Released, download_weights
+from tttlrm.downloads.records import RECORD
+from tttlrm.downloads.weights import Released, download_weights
 from tttlrm.errors import CheckpointError, DownloadError, UserError
 from tttlrm.model import TTTLRM
 
@@ -60,6 +61,10 @@ def test_it_is_fetched_checked_converted_and_kept(server: Hub, checkpoint: bytes
     assert download_weights(FULL, tmp_path, endpoint=server.endpoint) == path
     assert download_weights(FULL, tmp_path, offline=True) == path
     assert len(server.requests) == asked  # nothing is asked for again
+    for same in ("main", COMMIT):
+        assert download_weights(FULL, tmp_path, revision=same, offline=True) == path
+    with pytest.raises(DownloadError, match=f"was made of {COMMIT}, and not of revision v2; give another --output"):
+        download_weights(FULL, tmp_path, revision="v2", offline=True)
 
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DownloadError, match="has been changed since it was made"):
@@ -78,9 +83,46 @@ def test_a_cut_connection_goes_on_where_it_stopped(
     assert later and all(span is not None and int(span.split("=")[1].split("-")[0]) > 0 for span in later)
 
 
+def test_what_an_interrupted_run_fetched_is_not_fetched_again(
+    server: Hub, checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**16)
+    monkeypatch.setattr("tttlrm.downloads.transfer.RETRY_AFTER_S", (0.01,))
+    half = len(checkpoint) // 2
+    server.cut_after, server.busy = half, 1000  # the hub goes away in the middle
+    with pytest.raises(DownloadError, match="status 503"):
+        download_weights(FULL, tmp_path, endpoint=server.endpoint)
+    (partial,) = (tmp_path / "partial").iterdir()
+    kept = partial.stat().st_size
+    assert half - 2**16 < kept <= half
+    server.busy = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "save_model", interrupted)  # in the middle of the conversion
+        with pytest.raises(KeyboardInterrupt):
+            download_weights(FULL, tmp_path, endpoint=server.endpoint)
+    assert server.content_requests()[-1] == f"bytes={kept}-"
+    asked = len(server.content_requests())
+    assert load_model(download_weights(FULL, tmp_path, endpoint=server.endpoint)).config == SMALL
+    assert len(server.content_requests()) == asked and not list(tmp_path.rglob("*.pt"))
+
+
+def test_the_licence_is_the_repositorys_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "REPOSITORY", REPOSITORY)
+    with serve(Hub(REPOSITORY, {"LICENSE.md": b"Be kind.", "full.pt": b"x"})) as hub:
+        assert weights.license_text(hub.endpoint) == "Be kind."
+        hub.files["LICENSE.md"] = bytes(2**20)
+        assert weights.license_text(hub.endpoint) is None  # no licence is as long
+        del hub.files["LICENSE.md"]
+        assert weights.license_text(hub.endpoint) is None
+    assert weights.license_text("http://127.0.0.1:9") is None
+
+
 def test_a_wrong_checksum_is_refused_and_removed(server: Hub, tmp_path: Path) -> None:
     server.announced = "0" * 64
-    with pytest.raises(DownloadError, match="is not what the hub announced") as caught:
+    with pytest.raises(DownloadError, match="what came is not what was announced") as caught:
         download_weights(FULL, tmp_path, endpoint=server.endpoint)
     assert "0" * 64 in str(caught.value)
     assert not list(tmp_path.rglob("*.pt")) and not (tmp_path / "full.safetensors").exists()
@@ -101,7 +143,10 @@ def test_a_file_that_changed_on_the_hub_shows_both_digests(server: Hub, checkpoi
 
 def test_refusals_say_what_to_do(server: Hub, tmp_path: Path) -> None:
     server.gated = True
-    with pytest.raises(DownloadError, match="accept the repository's terms on its page, log in"):
+    with pytest.raises(
+        DownloadError,
+        match=r"terms on its page \(https://huggingface.co/someone/model\), log in",
+    ):
         download_weights(FULL, tmp_path, endpoint=server.endpoint)
     server.gated = False
     with pytest.raises(DownloadError, match=r"full.pt of someone/model \(v9\): the repository has no such revision"):
@@ -161,5 +206,6 @@ def test_the_command(
     assert "Adobe Research License: for non-commercial research only" in said and "give --accept-license" in said
     assert main([*start, "--accept-license"]) == 0
     assert "dl3dv_full.safetensors: give it to `tttlrm reconstruct`" in capsys.readouterr().out
+    assert main(["download", "weights", "full", "-o", str(tmp_path / "weights"), "--offline"]) == 0  # nor a second time
     assert main(["download", "weights", "--accept-license", "--from", "x.pt"]) == 2
     assert "say whether it is full or ar" in capsys.readouterr().err

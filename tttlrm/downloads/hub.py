@@ -1,17 +1,38 @@
-"""One file of a repository on the Hugging Face hub, by the hub's own client, with errors that say what to do."""
+"""Files of repositories on the Hugging Face hub, by the hub's own client, with errors that say what to do."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tttlrm.errors import DownloadError
+from tttlrm.downloads.transfer import Expected, OnBytes, Stopped, quiet_client, status_of, transfer
+from tttlrm.errors import DownloadError, UserError
 from tttlrm.files import sha256_of
 
 _MARGIN = 2**26
 """Bytes of the disk that are left free."""
+
+RepositoryType = Literal["model", "dataset"]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """``name``: OWNER/NAME. ``revision``: branch, tag or commit."""
+
+    name: str
+    kind: RepositoryType = "model"
+    revision: str = "main"
+
+    @property
+    def page(self) -> str:
+        """Where its terms can be accepted."""
+        return f"https://huggingface.co/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.revision})"
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,7 @@ class HubFile:
     repository: str
     name: str
     revision: str = "main"
+    kind: RepositoryType = "model"
 
     def __str__(self) -> str:
         return f"{self.name} of {self.repository} ({self.revision})"
@@ -54,6 +76,20 @@ class Announced:
     commit: str | None
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A file in a repository's listing, with the digest by which it is kept there: one of the two."""
+
+    name: str
+    size: int
+    sha256: str | None
+    git_blob: str | None
+
+    @property
+    def expected(self) -> Expected:
+        return Expected(self.size, self.sha256, self.git_blob)
+
+
 def announce(file: HubFile, endpoint: str | None = None) -> Announced:
     """Ask for a file's size and digest.
 
@@ -63,10 +99,9 @@ def announce(file: HubFile, endpoint: str | None = None) -> Announced:
     import huggingface_hub as hub
 
     try:
-        url = hub.hf_hub_url(file.repository, file.name, revision=file.revision, endpoint=endpoint)
-        found = hub.get_hf_file_metadata(url, endpoint=endpoint)
+        found = hub.get_hf_file_metadata(_url(file, endpoint), endpoint=endpoint)
     except Exception as error:
-        raise _explained(error, file) from error
+        raise explained(error, str(file), _page(file)) from error
     etag = found.etag or ""
     digest = etag if len(etag) == 64 and set(etag) <= set("0123456789abcdef") else None
     if found.size is None:
@@ -74,35 +109,93 @@ def announce(file: HubFile, endpoint: str | None = None) -> Announced:
     return Announced(found.size, digest, found.commit_hash)
 
 
-def fetch(file: HubFile, announced: Announced, folder: Path, endpoint: str | None = None) -> Fetched:
-    """Fetch a file into a folder. A download that was cut off goes on where it stopped.
+def fetch(
+    file: HubFile,
+    announced: Announced,
+    folder: Path,
+    endpoint: str | None = None,
+    on_bytes: OnBytes | None = None,
+) -> Fetched:
+    """Fetch a file into a folder. A download that was cut off or killed goes on where it stopped.
 
     Raises:
         DownloadError: as :func:`announce`; or what came is not what the hub announced.
     """
+    pinned = HubFile(file.repository, file.name, announced.commit or file.revision, file.kind)
+    expected = Expected(announced.size, announced.sha256, version=announced.commit or "")
+    path = folder / file.name
+    if not path.is_file() or expected.problem(path):  # else an earlier run fetched it and got no further
+        with quiet_client():
+            fetch_to(pinned, expected, path, endpoint, on_bytes=on_bytes)
+    return Fetched(path, announced.sha256 or sha256_of(path), announced.size, announced.commit)
+
+
+def fetch_to(file: HubFile, expected: Expected, target: Path, endpoint: str | None = None, **options: Any) -> None:
+    """Fetch a file of which everything is known; ``options`` are those of :func:`.transfer.transfer`.
+
+    Raises DownloadError.
+    """
+    from huggingface_hub.utils import build_hf_headers
+
+    try:
+        transfer(_url(file, endpoint), target, expected, headers=build_hf_headers(), **options)
+    except DownloadError as error:
+        raise DownloadError(f"{file}: {error}") from error
+    except Stopped:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # of this machine's disk, not of the network
+            raise
+        raise explained(error, str(file), _page(file)) from error
+
+
+def commit_of(repository: Repository, endpoint: str | None = None) -> str:
+    """The commit that a revision of a repository stands for.
+
+    Raises DownloadError.
+    """
     import huggingface_hub as hub
 
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        path = Path(
-            hub.hf_hub_download(
-                file.repository,
-                file.name,
-                revision=announced.commit or file.revision,
-                local_dir=folder,
-                endpoint=endpoint,
-            )
+        found = hub.HfApi(endpoint=endpoint).repo_info(
+            repository.name, repo_type=repository.kind, revision=repository.revision, expand="sha"
         )
     except Exception as error:
-        raise _explained(error, file) from error
-    size, digest = path.stat().st_size, sha256_of(path)
-    if size != announced.size or (announced.sha256 is not None and digest != announced.sha256):
-        path.unlink()
-        raise DownloadError(
-            f"{file}: what came (sha256 {digest}, {size} bytes) is not what the hub announced (sha256 "
-            f"{announced.sha256 or 'unknown'}, {announced.size} bytes), and was removed; try again"
+        raise explained(error, str(repository), repository.page) from error
+    if not found.sha:
+        raise DownloadError(f"{repository}: the hub does not say which commit this is")
+    return found.sha
+
+
+def list_folder(repository: Repository, folder: str, endpoint: str | None = None) -> tuple[list[Listed], list[str]]:
+    """The files and the folders that lie in a folder of a repository (``""``: its root), with paths from the root.
+
+    Raises DownloadError.
+    """
+    import huggingface_hub as hub
+
+    try:
+        entries = hub.HfApi(endpoint=endpoint).list_repo_tree(
+            repository.name, folder or None, revision=repository.revision, repo_type=repository.kind
         )
-    return Fetched(path, digest, size, announced.commit)
+        return _sorted(entries)
+    except Exception as error:
+        where = f"{folder} of {repository}" if folder else str(repository)
+        raise explained(error, where, repository.page) from error
+
+
+def _sorted(entries: Iterable[Any]) -> tuple[list[Listed], list[str]]:
+    from huggingface_hub.hf_api import RepoFile
+
+    files, folders = [], []
+    for entry in entries:
+        if not isinstance(entry, RepoFile):
+            folders.append(entry.path)
+        elif entry.lfs is None:
+            files.append(Listed(entry.path, entry.size, None, entry.blob_id))
+        else:
+            files.append(Listed(entry.path, entry.lfs.size, entry.lfs.sha256, None))
+    return files, folders
 
 
 def require_space(folder: Path, size: int) -> None:
@@ -115,26 +208,44 @@ def require_space(folder: Path, size: int) -> None:
         )
 
 
-def _explained(error: Exception, file: HubFile) -> DownloadError:
-    """A sentence for what the hub's client raised, which has many types by version and cause."""
+WITHOUT_NETWORK = "where there is no network, bring it from another machine and name it with --from"
+
+
+def explained(
+    error: Exception, what: str, page: str | None = None, without_network: str | None = WITHOUT_NETWORK
+) -> UserError:
+    """A sentence for what the client raised, which has many types by version and cause.
+
+    Args:
+        page: of a repository, where its terms can be accepted; None: it is not from the hub.
+        without_network: what to do where there is none.
+    """
     from huggingface_hub import errors
 
-    code: Any = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError) or code in (401, 403):
+    code = status_of(error)
+    if page is not None and (isinstance(error, errors.GatedRepoError) or code in (401, 403)):
         return DownloadError(
-            f"{file}: access is refused; accept the repository's terms on its page, log in with `hf auth login`, "
-            "and try again"
+            f"{what}: access is refused; accept the repository's terms on its page ({page}), log in with "
+            "`hf auth login`, and try again"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return DownloadError(f"{file}: the repository has no such revision")
+        return DownloadError(f"{what}: the repository has no such revision")
     if isinstance(error, errors.LocalEntryNotFoundError) or code is None:
-        return DownloadError(
-            f"{file}: cannot be fetched ({_first_sentence(error)}); where there is no network, bring the file from "
-            "another machine and name it with --from"
-        )
+        hint = f"; {without_network}" if without_network else ""
+        return DownloadError(f"{what}: cannot be fetched ({_first_sentence(error)}){hint}")
     if isinstance(error, errors.EntryNotFoundError | errors.RepositoryNotFoundError) or code == 404:
-        return DownloadError(f"{file}: there is no such file on the hub")
-    return DownloadError(f"{file}: the hub answered with status {code}; try again later")
+        return DownloadError(f"{what}: there is no such file{' on the hub' if page else ''}")
+    return DownloadError(f"{what}: the {'hub' if page else 'server'} answered with status {code}; try again later")
+
+
+def _url(file: HubFile, endpoint: str | None) -> str:
+    import huggingface_hub as hub
+
+    return hub.hf_hub_url(file.repository, file.name, repo_type=file.kind, revision=file.revision, endpoint=endpoint)
+
+
+def _page(file: HubFile) -> str:
+    return Repository(file.repository, file.kind).page
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tttlrm.checkpoints import digest, load_model, save_model
-from tttlrm.downloads.hub import HubFile, announce, fetch, require_space
+from tttlrm.downloads.hub import HubFile, Repository, announce, commit_of, fetch, fetch_to, list_folder, require_space
+from tttlrm.downloads.records import changed, read_records, sole_download, write_record
+from tttlrm.downloads.transfer import quiet_client, shown
 from tttlrm.errors import DownloadError, UserError
-from tttlrm.files import write_json
 from tttlrm.lpips_weights import default_cache_dir
 from tttlrm.progress import Progress, Silent
 
 REPOSITORY = "chenwang/tttLRM"
-RECORD = "downloads.json"
+_LONGEST_LICENSE = 2**18
 LICENSE = (
     "The weights are the authors' and come under the Adobe Research License: for non-commercial research only. "
     f"Its text is in the hub repository {REPOSITORY}."
@@ -50,6 +51,28 @@ def default_folder() -> Path:
     return default_cache_dir() / "weights"
 
 
+def is_there(released: Released, folder: Path) -> bool:
+    """Whether the converted checkpoint, with its record, was made before."""
+    return (folder / released.converted).is_file() and released.file.name in read_records(folder)
+
+
+def license_text(endpoint: str | None = None) -> str | None:
+    """The licence as the hub's repository has it; None if it has no such file, or cannot be asked."""
+    repository = Repository(REPOSITORY)
+    try:
+        commit_of(repository, endpoint)  # which fails at once where there is no network
+        files, _ = list_folder(repository, "", endpoint)
+        found = [file for file in files if file.name.lower().split(".")[0] in ("license", "licence")]
+        if not found or found[0].size > _LONGEST_LICENSE:
+            return None
+        with tempfile.TemporaryDirectory() as folder, quiet_client():
+            path = Path(folder) / "license"
+            fetch_to(HubFile(REPOSITORY, found[0].name), found[0].expected, path, endpoint)
+            return path.read_text(encoding="utf-8", errors="replace")
+    except DownloadError:
+        return None
+
+
 def download_weights(
     released: Released,
     folder: Path,
@@ -74,9 +97,14 @@ def download_weights(
         CheckpointError: it is not a checkpoint of this model.
     """
     progress = progress or Silent()
-    records = _read_records(folder)
+    records = read_records(folder)
     target, known = folder / released.converted, records.get(released.file.name)
-    if source is None and target.is_file() and known is not None:
+    if source is None and known is not None and is_there(released, folder):
+        if revision not in (None, known.get("revision"), known.get("commit")):
+            raise DownloadError(
+                f"{target}: was made of {known.get('commit') or known.get('source')}, and not of revision {revision}; "
+                "give another --output, or remove it"
+            )
         return _verified(target, known)
     if source is not None:
         if not source.is_file():
@@ -92,10 +120,15 @@ def download_weights(
     progress.note(f"{file}: {announced.size / 2**30:.2f} GiB to fetch, and as much again when converted, to {folder}")
     expected = released.sha256 or (known or {}).get("sha256")
     if expected is not None and announced.sha256 is not None and announced.sha256 != expected:
-        raise _changed(file, expected, announced.sha256)
+        raise changed(str(file), file.name, expected, announced.sha256)
     require_space(folder, 2 * announced.size)
-    fetched = fetch(file, announced, folder / "partial", endpoint)
-    made_of = {"source": f"{file.repository}/{file.name}", "commit": fetched.commit}
+    with sole_download(folder), shown(progress, "fetch", announced.size) as on_bytes:
+        fetched = fetch(file, announced, folder / "partial", endpoint, on_bytes)
+    made_of = {
+        "source": f"{file.repository}/{file.name}",
+        "revision": file.revision,
+        "commit": fetched.commit,
+    }
     path = _convert(released, fetched.path, fetched.sha256, made_of, folder, records)
     fetched.path.unlink(missing_ok=True)
     return path
@@ -112,12 +145,12 @@ def _convert(
     known = records.get(released.file.name, {}).get("sha256")
     expected = released.sha256 or known
     if expected is not None and expected != sha256:
-        raise _changed(released.file, expected, sha256)
+        raise changed(str(released.file), released.file.name, expected, sha256)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / released.converted
     save_model(load_model(published), target)
     entry = {"sha256": sha256, "bytes": published.stat().st_size, **made_of, "converted_sha256": digest(target)}
-    write_json(folder / RECORD, {**records, released.file.name: entry})
+    write_record(folder, released.file.name, entry)
     return target
 
 
@@ -129,23 +162,3 @@ def _verified(target: Path, known: dict[str, Any]) -> Path:
             "remove it to fetch it again"
         )
     return target
-
-
-def _changed(file: HubFile, expected: str, found: str) -> DownloadError:
-    return DownloadError(
-        f"{file}: is not the file that is expected (sha256 {found}, expected {expected}); if a new version is meant, "
-        f"remove the entry of {file.name} from {RECORD}"
-    )
-
-
-def _read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / RECORD
-    if not path.is_file():
-        return {}
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DownloadError(f"{path}: cannot be read ({error}); remove it to begin anew") from error
-    if not isinstance(records, dict) or not all(isinstance(entry, dict) for entry in records.values()):
-        raise DownloadError(f"{path}: is not a record of downloads; remove it to begin anew")
-    return records

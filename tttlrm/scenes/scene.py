@@ -1,9 +1,10 @@
 """The scene format: a folder of images and the JSON file of their cameras, validated once, on reading.
 
 ``opencv_cameras.json`` holds an object with ``frames``, and optionally ``scene_name``, ``target_frames`` and any number
-of ``input_frames_N`` (lists of positions in ``frames``: the held-out test views, and the N input views); or it is the
-bare list of frames. A frame has ``file_path`` (relative to the JSON file's folder), ``w``, ``h``, ``fx``, ``fy``,
-``cx``, ``cy`` (pixels) and ``w2c`` (world-to-camera, 4x4, OpenCV axes). Other keys are ignored.
+of ``input_frames_N`` (lists of positions in ``frames``: the held-out test views, and the N input views) with
+``input_frames_from`` (a text that says who chose them); or it is the bare list of frames. A frame has ``file_path``
+(relative to the JSON file's folder), ``w``, ``h``, ``fx``, ``fy``, ``cx``, ``cy`` (pixels) and ``w2c``
+(world-to-camera, 4x4, OpenCV axes). Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tttlrm.errors import SceneError
 from tttlrm.scenes.images import check_image
 
 SCENE_FILE = "opencv_cameras.json"
+INPUT_FRAMES_FROM = "input_frames_from"
 RIGID_TOLERANCE = 1e-3
 """Largest allowed entry of R R^T - I: room for poses written with four decimals, none for a scaled or sheared one."""
 
@@ -64,6 +66,7 @@ class Scene:
         target_frames: positions of the held-out test views, or None where the scene file does not state them.
         input_frames: positions of the input views, by their number.
         file_name: of the scene file, in ``root``.
+        input_frames_from: who chose the input views, where the scene file says so.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Scene:
     target_frames: tuple[int, ...] | None = None
     input_frames: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     file_name: str = SCENE_FILE
+    input_frames_from: str | None = None
 
     @property
     def file(self) -> Path:
@@ -112,7 +116,7 @@ def read_scene(path: str | Path) -> Scene:
     frames = tuple(_parse_frame(entry, f"{file}: frame {i}") for i, entry in enumerate(content["frames"]))
     _check_files(frames, file)
     targets, inputs = _parse_selections(content, len(frames), file)
-    return Scene(_parse_name(content, file), root, frames, targets, inputs, file.name)
+    return Scene(_parse_name(content, file), root, frames, targets, inputs, file.name, _parse_source(content, file))
 
 
 def _scene_file(path: Path) -> Path:
@@ -149,6 +153,13 @@ def _parse_name(content: Mapping[str, Any], file: Path) -> str:
     if not isinstance(name, str) or not is_plain_name(name):
         raise SceneError(f"{file}: scene_name must be a plain name without path separators, not {name!r}")
     return name
+
+
+def _parse_source(content: Mapping[str, Any], file: Path) -> str | None:
+    source = content.get(INPUT_FRAMES_FROM)
+    if source is not None and (not isinstance(source, str) or not source or not source.isprintable()):
+        raise SceneError(f"{file}: {INPUT_FRAMES_FROM} must be a line of text, not {source!r}")
+    return source
 
 
 def _parse_frame(entry: Any, where: str) -> Frame:
@@ -264,7 +275,7 @@ def _parse_selections(
         targets = _parse_positions(content["target_frames"], num_frames, f"{file}: target_frames")
     inputs = {}
     for key in sorted(content):
-        if not key.startswith("input_frames"):
+        if not key.startswith("input_frames") or key == INPUT_FRAMES_FROM:
             continue
         where = f"{file}: {key}"
         match = re.fullmatch(r"input_frames_([1-9][0-9]{0,8})", key, re.ASCII)

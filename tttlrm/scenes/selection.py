@@ -16,7 +16,8 @@ TEST_EVERY = 8
 class ViewSplit:
     """Positions in ``scene.frames`` of the input views and of the held-out test views.
 
-    ``source`` says where the inputs come from: ``scene file``, ``k-means``, or whatever a caller's own rule is called.
+    ``source`` says where the inputs come from: ``k-means``, ``scene file`` or what that says of its list, or whatever a
+    caller's own rule is called.
     """
 
     inputs: tuple[int, ...]
@@ -45,7 +46,7 @@ def select_views(scene: Scene, num_views: int) -> ViewSplit:
                 f"{scene.file}: frame {shared[0]} of input_frames_{num_views} is held out as a test view "
                 f"(every {TEST_EVERY}th frame is, unless target_frames says otherwise)"
             )
-        return ViewSplit(inputs, targets, "scene file")
+        return ViewSplit(inputs, targets, scene.input_frames_from or "scene file")
     candidates = np.array([i for i in range(len(scene.frames)) if i not in held_out], dtype=np.int64)
     if len(candidates) < num_views:
         raise SceneError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from tttlrm.errors import SceneError, UserError
@@ -22,6 +24,7 @@ from tttlrm.scenes.scene import SCENE_FILE, is_plain_name, read_scene
 
 UNDISTORTED, COPIED = "images_undistort", "images"
 _STATE = ".conversion.json"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.\w+")
 _FRAMES_AT_ONCE = 4
 
 
@@ -82,6 +85,7 @@ def convert(
     todo = [item for item in items if not (destination / item.target).is_file()]
     _run(todo, destination, jobs or len(os.sched_getaffinity(0)), len(items), progress or Silent())
     frames = [_entry(item) for item in items]
+    _sweep(destination)
     with atomic_path(destination / SCENE_FILE) as temporary:
         write_json(temporary, {"scene_name": name or destination.resolve().name, "frames": frames})
         read_scene(temporary)  # all images are there, as the file says
@@ -169,11 +173,28 @@ def _run(todo: list[_Item], destination: Path, jobs: int, total: int, progress: 
                 raise
 
 
+def _sweep(destination: Path) -> None:
+    """Remove what runs that were killed left unfinished under temporary names."""
+    for folder in (UNDISTORTED, COPIED):
+        for path in (destination / folder).rglob(".*"):
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
 def _start() -> None:
-    """Of a worker: its parallelism is that of the processes."""
+    """Of a worker: its parallelism is that of the processes, and it ends with the process that it works for."""
     import cv2
 
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process that is killed outright cannot tell its workers, which would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _make(items: list[_Item], destination: Path) -> int:
