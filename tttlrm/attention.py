@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 import torch
@@ -24,9 +25,11 @@ BACKENDS = ("auto", *_SDPA, "flash-attn", "xformers")
 PyTorch's own choice. ``sdpa``: PyTorch's choice; ``sdpa-*``: that kernel of PyTorch, or an error."""
 
 _MODULES = {"flash-attn": "flash_attn", "xformers": "xformers.ops"}
+_LOCKED = "in a checkout `pip install --no-deps --require-hashes"
 _INSTALL = {
-    "flash-attn": "pip install flash-attn-4 (Hopper and newer), or flash-attn --no-build-isolation (needs nvcc)",
-    "xformers": "pip install xformers",
+    "flash-attn": f"{_LOCKED} --no-build-isolation -r requirements/locks/flash-attn.txt` (needs nvcc), elsewhere "
+    "`pip install flash-attn-4` (Hopper and newer) or `pip install --no-build-isolation flash-attn` (needs nvcc)",
+    "xformers": f"{_LOCKED} -r requirements/locks/xformers.txt`, elsewhere `pip install xformers`",
 }
 
 
@@ -74,6 +77,7 @@ def require_backend(backend: str) -> None:
 
 def _import_flash_attention() -> ModuleType:
     """FlashAttention 4, whose kernels are for Hopper and newer, or else FlashAttention 2."""
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # it compiles for 12 s; keep that on disk
     try:
         return importlib.import_module("flash_attn.cute")
     except ImportError:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bench.kernel_profile import random_views
 from tests.model_cases import relative_error
 from tttlrm.accelerated import AcceleratedModel, accelerate, why_not
 from tttlrm.bundled import bundled_model
@@ -47,13 +48,8 @@ def _exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
-def random_views(count: int, height: int = 48, width: int = 80) -> Views:
-    generator = torch.Generator().manual_seed(count)
-    poses = torch.eye(4).repeat(count, 1, 1)
-    poses[:, :3, :3] = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator))[0]
-    poses[:, :3, 3] = torch.rand(count, 3, generator=generator) * 2 - 1
-    intrinsics = torch.tensor([[70.0, 75.0, width / 2 + 1, height / 2 - 2]]).repeat(count, 1)
-    return Views(torch.rand(count, 3, height, width, generator=generator), poses, intrinsics).to("cuda")
+def small_views(count: int, height: int = 48, width: int = 80) -> Views:
+    return random_views(count, height, width)
 
 
 def random_model(config: ModelConfig) -> TTTLRM:
@@ -73,7 +69,7 @@ def errors(found: Gaussians, expected: Gaussians) -> list[float]:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_no_further_from_float32_than_autocast(config: str, schedule: str) -> None:
-    model, views, plan = random_model(CONFIGS[config]), random_views(5), SCHEDULES[schedule]
+    model, views, plan = random_model(CONFIGS[config]), small_views(5), SCHEDULES[schedule]
     with torch.no_grad():
         exact = model(views, plan, EXACT)
         with torch.autocast("cuda", torch.bfloat16):
@@ -86,7 +82,7 @@ def test_no_further_from_float32_than_autocast(config: str, schedule: str) -> No
 
 
 def test_tiles_and_queries_do_not_matter() -> None:
-    model, views = accelerate(random_model(SMALL), HALF), random_views(6)
+    model, views = accelerate(random_model(SMALL), HALF), small_views(6)
     whole = model(views, compute=dataclasses.replace(HALF, tile_tokens=10**6))
     tiled = model(views, compute=dataclasses.replace(HALF, tile_tokens=64))
     assert max(errors(tiled, whole)) < 1e-2
@@ -97,7 +93,7 @@ def test_tiles_and_queries_do_not_matter() -> None:
 
 
 def test_weights_stay_as_they_are() -> None:
-    model, views = accelerate(random_model(SMALL), HALF), random_views(4)
+    model, views = accelerate(random_model(SMALL), HALF), small_views(4)
     first, second = (model(views, SCHEDULES["ar"], HALF) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True))
 
@@ -106,7 +102,7 @@ def test_a_trained_model_prunes_and_renders_alike() -> None:
     pytest.importorskip("gsplat")
     from tttlrm.rendering import render
 
-    plain, views = load_model(bundled_model("tiny-object").path, "cuda"), random_views(8, 64, 64)
+    plain, views = load_model(bundled_model("tiny-object").path, "cuda"), small_views(8, 64, 64)
     images: list[Tensor] = []
     for model in (plain, accelerate(plain, HALF)):
         with torch.no_grad():
@@ -129,7 +125,7 @@ def test_the_first_call_takes_seconds_for_any_number_of_chunks(monkeypatch: pyte
     times = []
     for views in (4, 16):
         started = time.perf_counter()
-        model(random_views(views), Schedule(kind="ar", views_per_chunk=2), HALF)
+        model(small_views(views), Schedule(kind="ar", views_per_chunk=2), HALF)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     assert times[0] < 20 and times[1] < 2, times  # the second compiles nothing
@@ -139,7 +135,7 @@ def test_the_first_call_takes_seconds_for_any_number_of_chunks(monkeypatch: pyte
 def test_ranks_do_not_matter(schedule: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA GPUs")
-    alone = accelerate(random_model(SMALL), HALF)(random_views(7), SCHEDULES[schedule], HALF)
+    alone = accelerate(random_model(SMALL), HALF)(small_views(7), SCHEDULES[schedule], HALF)
     run_local(_on_rank, 2, "cuda", (schedule, tmp_path))
     for rank in range(2):
         together = Gaussians(*torch.load(tmp_path / f"{rank}.pt"))
@@ -148,7 +144,7 @@ def test_ranks_do_not_matter(schedule: str, tmp_path: Path) -> None:
 
 def _on_rank(rank: int, schedule: str, folder: Path) -> None:
     torch.cuda.set_device(rank)
-    views = random_views(7).to(f"cuda:{rank}")
+    views = small_views(7).to(f"cuda:{rank}")
     shard = SequenceGroup().shard(views.num_views)
     model = accelerate(random_model(SMALL).to(f"cuda:{rank}"), HALF)
     gaussians = model(views.select(list(shard.views)), SCHEDULES[schedule], HALF, shard=shard)
