@@ -16,14 +16,12 @@ from pathlib import Path
 import torch
 
 from bench.formats import seconds_estimate
-from bench.kernel_profile import random_model
+from bench.kernel_profile import print_measured, random_model
 from bench.statistics import Estimate, median_estimate
 from bench.timing import StageTimer
 from tttlrm.attention import BACKENDS
 from tttlrm.cameras import Views
 from tttlrm.config import Compute, Schedule
-from tttlrm.errors import UserError
-from tttlrm.files import write_text
 from tttlrm.gaussians import default_pruning
 from tttlrm.parallel import ViewShard
 from tttlrm.rendering import render
@@ -33,18 +31,7 @@ NETWORK = ("encode", "blocks", "decode")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        if not torch.cuda.is_available():
-            raise UserError("no CUDA GPU on this machine")
-        text = _measure(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if options.output is not None:
-        write_text(options.output, text + "\n")
-    return 0
+    return print_measured(_measure, _parser().parse_args(arguments))
 
 
 def _measure(options: argparse.Namespace) -> str:

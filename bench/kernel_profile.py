@@ -38,11 +38,15 @@ class Kernel:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    return print_measured(profile_text, _parser().parse_args(arguments))
+
+
+def print_measured(measure: Callable[[argparse.Namespace], str], options: argparse.Namespace) -> int:
+    """Print what ``measure`` finds on the GPU, and write it to ``options.output``; the exit status of the command."""
     try:
         if not torch.cuda.is_available():
             raise UserError("no CUDA GPU on this machine")
-        text = profile_text(options)
+        text = measure(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
