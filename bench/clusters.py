@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -55,18 +56,27 @@ class Container(Frozen):
 
     form: Literal["prefix", "pyxis"]
     command: str | None = None
-    """prefix: all that comes before python, image included, as a shell would read it."""
+    """prefix: all that comes before python, as a shell would read it; ``{image}`` in it stands for the image."""
     image: str | None = None
-    """pyxis."""
     mounts: tuple[str, ...] = ()
     """pyxis: SOURCE:TARGET."""
+    digest: str | None = Field(default=None, pattern="^sha256:[0-9a-f]{64}$")
+    """For the records, where it does not follow from the image; see :func:`bench.slurm.images.image_digest`."""
+
+    @property
+    def prefix(self) -> str:
+        """prefix: the command, with the image in its place."""
+        assert self.command is not None
+        return self.command if self.image is None else self.command.replace("{image}", shlex.quote(self.image))
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.form == "prefix" and (self.command is None or self.image is not None or self.mounts):
-            raise ValueError("the form prefix needs command, and has neither image nor mounts")
+        if self.form == "prefix" and (self.command is None or self.mounts):
+            raise ValueError("the form prefix needs command, and has no mounts")
         if self.form == "pyxis" and (self.image is None or self.command is not None):
             raise ValueError("the form pyxis needs image, and has no command")
+        if self.command is not None and ("{image}" in self.command) != (self.image is not None):
+            raise ValueError("the form prefix has image where its command says {image}, and only there")
         return self
 
 

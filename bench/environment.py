@@ -16,6 +16,10 @@ from bench.schema import Frozen
 
 _PACKAGES = ("torch", "numpy", "gsplat", "flash-attn", "xformers", "triton", "scikit-image", "scikit-learn", "submitit")
 _REPOSITORY = Path(__file__).resolve().parents[1]
+_BUILT_OF = Path("bench", "commit.txt")
+"""In an image: the commit that it was built of, with ``-dirty`` behind it if files differed from that."""
+DIGEST_VARIABLE = "TTTLRM_IMAGE_DIGEST"
+"""An image cannot know its own digest, so whoever starts it states it in this variable."""
 
 
 class Code(Frozen):
@@ -68,7 +72,7 @@ def read_environment(use_gpu: bool) -> Environment:
         nccl=_nccl() if cuda else None,
         host=hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
         job=os.environ.get("SLURM_JOB_ID"),
-        image=os.environ.get("TTTLRM_IMAGE_DIGEST"),
+        image=os.environ.get(DIGEST_VARIABLE),
     )
 
 
@@ -91,10 +95,15 @@ def slug(text: str) -> str:
 
 
 def read_code(repository: Path = _REPOSITORY) -> Code:
-    """From git where the suite runs from a checkout; records that a run made do not count as a change."""
+    """From git where the suite runs from a checkout; records that a run made do not count as a change. Otherwise from
+    the note that an image has."""
     commit = _git(repository, "rev-parse", "HEAD")
     if commit is None:
-        return Code(commit=None, dirty=None)
+        try:
+            commit, _, state = (repository / _BUILT_OF).read_text(encoding="utf-8").strip().partition("-")
+        except FileNotFoundError:
+            return Code(commit=None, dirty=None)
+        return Code(commit=commit, dirty=state == "dirty")
     changes = _git(repository, "status", "--porcelain", "--untracked-files=normal", "--", ".", ":(exclude)results")
     return Code(commit=commit, dirty=None if changes is None else bool(changes))
 

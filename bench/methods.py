@@ -16,6 +16,7 @@ from bench.errors import UnavailableError
 from bench.postoptimization import PostOptimized
 from bench.timing import StageTimer
 from tttlrm.accelerated import AcceleratedModel, accelerate
+from tttlrm.bundled import bundled_model
 from tttlrm.cameras import Views
 from tttlrm.checkpoints import digest, load_model
 from tttlrm.config import Compute, Schedule
@@ -92,6 +93,8 @@ def build_method(cell: Cell, weights: Path | None, group: SequenceGroup | None =
         UnavailableError: weights or device are not there.
         UserError: they do not fit the cell.
     """
+    if cell.weights.kind == "bundled":
+        weights = bundled_model(cell.weights.name).path  # of this installation: a rank's may lie in an image
     reason = missing_weights(cell, weights) or missing_device(cell)
     if reason is not None:
         raise UnavailableError(reason)
@@ -154,7 +157,7 @@ def missing_weights(cell: Cell, weights: Path | None) -> str | None:
 def missing_device(cell: Cell) -> str | None:
     """Why this process cannot run on the cell's device; None if it can."""
     if cell.device == "cuda" and not torch.cuda.is_available():
-        return "no CUDA GPU on this machine"
+        return "no CUDA GPU on this machine; the tiny profile needs none"
     return None
 
 

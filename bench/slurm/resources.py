@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.clusters import SlurmCluster
+from bench.environment import DIGEST_VARIABLE
 from bench.errors import SettingsError
 from bench.jobs import Job
+from bench.slurm.images import image_digest
 
 if TYPE_CHECKING:
     import submitit
@@ -116,7 +118,7 @@ def _python(cluster: SlurmCluster) -> str:
     if cluster.container is None:
         return cluster.python or own
     python = cluster.python or "python"  # of the image
-    return f"{cluster.container.command} {python}" if cluster.container.form == "prefix" else python
+    return f"{cluster.container.prefix} {python}" if cluster.container.form == "prefix" else python
 
 
 def _srun_arguments(cluster: SlurmCluster) -> list[str]:
@@ -132,7 +134,12 @@ def _srun_arguments(cluster: SlurmCluster) -> list[str]:
 
 def _setup(cluster: SlurmCluster) -> list[str]:
     """The suite is importable even where it is not installed; the site's own lines have the last word."""
-    return [f"export PYTHONPATH={shlex.quote(str(_ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}", *cluster.setup]
+    lines = [f"export PYTHONPATH={shlex.quote(str(_ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    if cluster.container is not None:
+        digest = image_digest(cluster.container)
+        # The client's own image, which the job would inherit, is another one.
+        lines.append(f"unset {DIGEST_VARIABLE}" if digest is None else f"export {DIGEST_VARIABLE}={digest}")
+    return [*lines, *cluster.setup]
 
 
 def _teardown(folder: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from bench.timing import StageTimer
 from tests.bench_cases import tiny_plan
 from tests.rendering_cases import orbit
 from tttlrm.cameras import Views
+from tttlrm.errors import UserError
 from tttlrm.gaussians import Gaussians
 from tttlrm.metrics import psnr
 from tttlrm.rendering import render
@@ -129,6 +132,18 @@ def test_learning_rates_are_of_every_tensor() -> None:
     how = PostOptimization(steps=1, views_per_step=None, learning_rates={"positions": 0.1})
     with pytest.raises(SettingsError, match="learning_rates must be of positions, sh"):
         optimize(reconstruct(cell, views), views, how)
+
+
+def test_bundled_weights_are_those_of_the_installation_that_runs() -> None:
+    """A job's file names the client's, which is not there where ranks run in an image."""
+    planned = tiny_plan("profile.datasets.gso.scenes=1")
+    cell = planned.plan.cells[planned.plan.rows[1].cells["quality"][0]]
+    assert cell.weights.kind == "bundled"
+    method = build_method(cell, Path("/client/tttlrm/weights/tiny-object.safetensors"))
+    assert isinstance(method, ReconstructionModel)
+    other = cell.model_copy(update={"weights": cell.weights.model_copy(update={"sha256": "0" * 64})})
+    with pytest.raises(UserError, match="changed after the cells were planned"):
+        build_method(other, None)
 
 
 def test_bundled_models_are_better_than_chance() -> None:

@@ -19,11 +19,13 @@
 
 # setup
 export PYTHONPATH=REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
+unset TTTLRM_IMAGE_DIGEST
 module load apptainer
+unset PYTHONPATH
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /results/slurm/logs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=8 apptainer exec --nv --bind /shared /shared/images/tttlrm-suite.sif python3 -u -m submitit.core._submit /results/slurm/logs
+srun --unbuffered --output /results/slurm/logs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=8 apptainer exec --nv --bind /shared /shared/images/tttlrm-suite.sif /opt/venv/bin/python -u -m submitit.core._submit /results/slurm/logs
 
 
 # teardown

@@ -17,10 +17,12 @@
 
 # setup
 export PYTHONPATH=REPOSITORY${PYTHONPATH:+:$PYTHONPATH}
+unset TTTLRM_IMAGE_DIGEST
+unset PYTHONPATH
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /results/slurm/logs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=16 --container-image=/shared/images/tttlrm-suite.sqsh --container-mounts=/shared:/shared python3 -u -m submitit.core._submit /results/slurm/logs
+srun --unbuffered --output /results/slurm/logs/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=16 --container-image=/shared/images/tttlrm-suite.sqsh --container-mounts=/shared:/shared /opt/venv/bin/python -u -m submitit.core._submit /results/slurm/logs
 
 
 # teardown
