@@ -101,6 +101,8 @@ def values_of(tables: Sequence[Table]) -> dict[Key, Value]:
 def result_set(name: str) -> Iterator[list[Table]]:
     """The tables of a folder, or of one in a revision of the repository. Raises UserError if there are none."""
     path, found = Path(name), _REVISION.fullmatch(name)
+    if not path.exists() and found is None:
+        raise UserError(f"{name}: no such folder")
     if path.exists() or found is None:
         yield [load_table(plan) for plan in find_plans([path])]
         return

@@ -17,6 +17,7 @@ _TEST_VIEWS = 8
 
 _FETCHED_BY = {"dl3dv": "make data-dl3dv", "tnt": "make data-tnt"}
 """By the name of a dataset."""
+_LAYOUT = "one folder for each scene, with its images and opencv_cameras.json (docs/data.md), is what belongs there"
 
 _INPUT_CAMERAS, _TEST_CAMERAS = 0, 1
 """View seeds of procedural objects. Test cameras do not depend on how many input views there are."""
@@ -40,8 +41,8 @@ def missing_data(dataset: Dataset, root: Path | None) -> str | None:
     if dataset.source == "procedural" or dataset.scenes:
         return None
     command = _FETCHED_BY.get(dataset.name)
-    hint = f"; `{command}` fetches it to where the paper profile expects it" if command else ""
-    return f"dataset {dataset.name} is not there: no scene folders in {_shown(root)}{hint}"
+    hint = f"`{command}` fetches it to where the paper profile expects it" if command else _LAYOUT
+    return f"dataset {dataset.name} is not there: no scene folders in {_shown(root)}; {hint}"
 
 
 def load_scene(cell: Cell, name: str, root: Path | None) -> SceneViews:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -58,6 +58,7 @@ class Result:
 
     Attributes:
         scenes: metric -> scene -> mean over its test views; a metric without values is left out.
+        input_frames_from: who chose the input views of scenes -> of how many; procedural scenes are left out.
         lpips_absent: why LPIPS is.
         memory_by_stage_mib: stage -> allocated on CUDA, of the rank that needed most.
         memory_mib: of the rank that needed most: allocated on CUDA; on a CPU what the process grew by.
@@ -79,6 +80,7 @@ class Result:
     memory_mib: float | None = None
     memory_by_stage_mib: dict[str, float] = field(default_factory=dict)
     source: Source | None = None
+    input_frames_from: Mapping[str, int] = field(default_factory=dict)
 
 
 Found = Mapping[str, Record | Result | Damaged]
@@ -133,7 +135,12 @@ def condense(record: Record) -> Result:
         memory_mib=max((mib for mib in allocated if mib is not None), default=None),
         memory_by_stage_mib=_memory_by_stage(record),
         source=record.external,
+        input_frames_from=_choosers(record.quality) if record.quality else {},
     )
+
+
+def _choosers(quality: QualityResult) -> dict[str, int]:
+    return dict(Counter(scene.input_frames_from for scene in quality.scenes if scene.input_frames_from is not None))
 
 
 def _memory_by_stage(record: Record) -> dict[str, float]:

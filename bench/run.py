@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +39,7 @@ class Work:
     Attributes:
         found: records there are.
         asked: ids of the cells that ``cells.rows`` and ``cells.kinds`` ask for.
-        unavailable: cell id -> why it cannot be run here, asked for or not.
+        lacking: cell id -> what is missing to run it here, asked for or not; cells that lack nothing are left out.
         pending: cells to run, all of them asked for.
     """
 
@@ -47,8 +47,13 @@ class Work:
     store: Store
     found: dict[str, Header | Damaged]
     asked: frozenset[str]
-    unavailable: dict[str, str]
+    lacking: dict[str, tuple[str, ...]]
     pending: tuple[Cell, ...]
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Cell id -> why it cannot be run here, in one sentence."""
+        return {cell_id: "; ".join(reasons) for cell_id, reasons in self.lacking.items()}
 
     def jobs(self, settings: Settings) -> list[Job]:
         attempts = {i: record.attempt for i, record in self.found.items() if isinstance(record, Header)}
@@ -75,6 +80,8 @@ class Outcome:
     """Cells that ``cells.rows`` and ``cells.kinds`` ask for; the exit code is theirs."""
     kept: int
     """Of these, cells whose records were there before, perhaps from another day or commit, and were not run again."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Why cells that were asked for are unavailable -> how many."""
 
 
 def find_work(settings: Settings) -> Work:
@@ -84,24 +91,28 @@ def find_work(settings: Settings) -> Work:
     asked = asked_cells(planned.plan, settings.cells)
     store = Store.at(settings.results_dir, planned.plan.machine, planned.plan.table)
     found = store.read_headers(planned.plan.cell_ids())
-    unavailable = {}
+    lacking = {}
     pending = []
     for cell_id, cell in planned.plan.cells.items():
-        reason = why_unavailable(cell, planned.locations[cell_id], settings.cluster)
-        if reason is not None:
-            unavailable[cell_id] = reason
+        reasons = what_is_missing(cell, planned.locations[cell_id], settings.cluster)
+        if reasons:
+            lacking[cell_id] = reasons
         elif cell_id in asked and _must_run(found.get(cell_id), settings.retry):
             pending.append(cell)
-    return Work(planned, store, found, asked, unavailable, tuple(pending))
+    return Work(planned, store, found, asked, lacking, tuple(pending))
 
 
-def why_unavailable(cell: Cell, where: Locations, cluster: ClusterSettings) -> str | None:
-    """What this machine lacks for the cell, as far as that shows without running it. Of a cluster's nodes it does not
-    show whether they have GPUs; their files are taken to be this machine's too."""
+def what_is_missing(cell: Cell, where: Locations, cluster: ClusterSettings) -> tuple[str, ...]:
+    """All that this machine lacks for the cell, as far as that shows without running it: what nobody can provide
+    alone, or else what can be had, so that nobody fetches data for a GPU that is not there. Of a cluster's nodes it
+    does not show whether they have GPUs; their files are taken to be this machine's too."""
     if cell.sp_size > cell.input_views:
-        return f"sp_size {cell.sp_size} is larger than the number of input views, {cell.input_views}"
-    reason = missing_weights(cell, where.weights) or missing_data(cell.dataset, where.dataset_root)
-    return reason or (missing_device(cell) or missing_ranks(cell) if isinstance(cluster, LocalCluster) else None)
+        return (f"sp_size {cell.sp_size} is larger than the number of input views, {cell.input_views}",)
+    weights = missing_weights(cell, where.weights)
+    if weights is not None and cell.weights.kind != "file":
+        return (weights,)
+    device = missing_device(cell) or missing_ranks(cell) if isinstance(cluster, LocalCluster) else None
+    return tuple(reason for reason in (device, weights, missing_data(cell.dataset, where.dataset_root)) if reason)
 
 
 def run_table(settings: Settings, command: Sequence[str] = WORKER) -> Outcome:
@@ -115,9 +126,10 @@ def run_table(settings: Settings, command: Sequence[str] = WORKER) -> Outcome:
         _launcher(settings.cluster, store, progress, command).run(jobs)
     _wait_for_others(store, work.pending)
     table = load_records(store, plan)
-    kept = len(work.asked) - len(work.pending) - len(work.asked & work.unavailable.keys())
+    kept = len(work.asked) - len(work.pending) - len(work.asked & work.lacking.keys())
     files = tuple(write_table(store, table))
-    return Outcome(table, files, exit_code(table, work.asked), len(work.asked), kept)
+    reasons = _reasons(table, work.asked, work.lacking)
+    return Outcome(table, files, exit_code(table, work.asked), len(work.asked), kept, reasons)
 
 
 def report(settings: Settings) -> Outcome:
@@ -129,7 +141,8 @@ def report(settings: Settings) -> Outcome:
     table = load_table(plan_file)
     asked = asked_cells(table.plan, settings.cells)
     kept = sum(record.cell_id in asked for record in table.records)
-    return Outcome(table, tuple(write_table(store, table)), exit_code(table, asked), len(asked), kept)
+    files = tuple(write_table(store, table))
+    return Outcome(table, files, exit_code(table, asked), len(asked), kept, _reasons(table, asked, {}))
 
 
 def exit_code(table: Table, asked: Collection[str] | None = None) -> int:
@@ -154,11 +167,28 @@ def summary(outcome: Outcome) -> str:
         lines.append(f"{outcome.asked} of the cells were asked for (cells.rows, cells.kinds)")
     if outcome.kept:
         lines.append(f"{outcome.kept} cells had been recorded before and were not run again (retry=all would)")
+    lines += [f"  {_cells(count)} unavailable: {reason}" for reason, count in outcome.reasons.items()]
+    left_out = Counter(row.left_out for row in table.plan.rows if row.left_out)
+    lines += [f"  {count} row{'s' * (count > 1)} unavailable: {reason}" for reason, count in left_out.items()]
     for record in table.records:
         if not _is_settled(record):
             lines.append(f"  {record.cell.label()}: {record.status.replace('_', ' ')} ({record.reason})")
     lines += [f"  {damaged.problem}" for damaged in table.damaged]
     return "\n".join([*lines, *(f"wrote {path}" for path in outcome.files)])
+
+
+def _reasons(table: Table, asked: Collection[str], lacking: Mapping[str, tuple[str, ...]]) -> Mapping[str, int]:
+    """Why cells are unavailable, the most frequent reason first. Of those that this run did not look at (``lacking``),
+    what the record says, as one reason."""
+    absent = [record for record in table.records if record.status == "unavailable" and record.cell_id in asked]
+    found = Counter(
+        reason for record in absent for reason in lacking.get(record.cell_id, (record.reason or "no reason recorded",))
+    )
+    return dict(found.most_common())
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' * (count != 1)}"
 
 
 class Launcher(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -353,4 +354,7 @@ def _one_sentence(error: Exception) -> str:
         return f"cannot read the argument {error.override!r}; write key=value, or use --help"
     first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     cause = str(error.__cause__ or "").splitlines()
+    unknown = re.fullmatch("Could not override '(.+)'", first)
+    if unknown and cause and "is not in struct" in cause[0]:
+        return f"{unknown[1]}: no such key; `python -m bench --print-config` lists all of the chosen table and cluster"
     return f"{first}: {cause[0]}" if cause and cause[0] not in first else first

@@ -11,6 +11,7 @@ from bench.measured import Measured, is_disturbed
 from bench.paper import PaperRow
 from bench.plans import Plan
 from tttlrm.config import ModelConfig
+from tttlrm.scenes.selection import K_MEANS
 
 VerdictKind = Literal["reproduced", "not reproduced", "not comparable", "not available", "not run"]
 
@@ -21,8 +22,33 @@ class Verdict:
     reason: str | None = None
 
 
+_PUBLISHED_VIEWS = (16, 32)
+_WITH_PUBLISHED_VIEWS = ("dl3dv", "tnt")
+"""Datasets for whose scenes there are lists of as many input views, by the rule of the paper's evaluation."""
+
+
 def judge(plan: Plan, row: PaperRow, column: str, measured: Measured) -> Verdict:
-    """Compare a printed number with the measured one."""
+    """Compare a printed number with the measured one. What a reader should know besides goes with the reason."""
+    verdict, caveat = _compare(plan, row, column, measured), own_input_views(measured)
+    if caveat is None:
+        return verdict
+    return Verdict(verdict.kind, f"{verdict.reason}; {caveat}" if verdict.reason else caveat)
+
+
+def own_input_views(measured: Measured) -> str | None:
+    """Whether the input views were chosen here although there are published lists of them; as a note, if so."""
+    for result in measured.records:
+        cell, dataset = result.cell, result.cell.dataset
+        if dataset.name not in _WITH_PUBLISHED_VIEWS or cell.input_views not in _PUBLISHED_VIEWS:
+            continue
+        chosen = result.input_frames_from.get(K_MEANS, 0)
+        if chosen:
+            scenes = f"{chosen} of {len(dataset.scenes)} scenes"
+            return f"input views of {scenes} chosen here by K-means, not those of the published list"
+    return None
+
+
+def _compare(plan: Plan, row: PaperRow, column: str, measured: Measured) -> Verdict:
     if measured.absent is not None:
         status, reason = measured.absent
         return Verdict("not available" if status == "unavailable" else "not run", reason)

@@ -58,6 +58,12 @@ Images of cameras with distortion are undistorted by OpenCV; the others are copi
 own sizes. A run that was interrupted goes on where it stopped; opencv_cameras.json appears when all is there.
 """
 
+_DEMO = """Write a procedural scene to try everything on: an object, or a room, rendered exactly from posed cameras.
+
+SCENE_DIR is then a scene as `tttlrm reconstruct` takes it. The bundled models were trained on such scenes, but on none
+of these. Nothing is downloaded.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 failure, 2 wrong usage or input, 130 interrupted."""
@@ -135,6 +141,14 @@ def _run_doctor(options: argparse.Namespace) -> None:
         raise SystemExit(EXIT_FAILURE)
 
 
+def _run_demo(options: argparse.Namespace) -> None:
+    from tttlrm.progress import Bars
+    from tttlrm.scenes.demo import Demo, write_demo
+
+    demo = Demo(options.kind, options.views, options.size, options.seed)
+    print(f"wrote {write_demo(demo, options.folder, Bars())}")
+
+
 def _run_convert(options: argparse.Namespace) -> None:
     from tttlrm.progress import Bars
     from tttlrm.scenes import convert
@@ -163,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_render(commands)
     _add_convert(commands)
     _add_download(commands)
+    _add_demo(commands)
     _command(commands, "doctor", _DOCTOR, _run_doctor)
     return parser
 
@@ -192,7 +207,12 @@ def _add_reconstruct(commands: Any) -> None:
     model.add_argument("--seed", type=int, default=0, help="of random weights and of pruning (default: 0)")
     run = parser.add_argument_group("run")
     run.add_argument("--views", type=int, default=16, metavar="N", help="number of input views (default: 16)")
-    run.add_argument("--size", type=_size, metavar="HxW", help="resize images (default: their size, cut to patches)")
+    run.add_argument(
+        "--size",
+        type=_size,
+        metavar="HxW",
+        help="resize images (default: their size, cut to patches; for bundled models, 128 pixels on the longer side)",
+    )
     run.add_argument(
         "--schedule",
         choices=("full", "ar"),
@@ -260,6 +280,15 @@ def _add_download(commands: Any) -> None:
     from tttlrm.downloads.commands import add_commands
 
     add_commands(parser.add_subparsers(title="what", required=True, metavar="WHAT"), _command)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(commands, "demo", _DEMO, _run_demo)
+    parser.add_argument("folder", type=Path, metavar="SCENE_DIR", help="new folder for the scene")
+    parser.add_argument("--kind", choices=("object", "room"), default="object", help="(default: object)")
+    parser.add_argument("--views", type=int, default=24, metavar="N", help="every 8th is a test view (default: 24)")
+    parser.add_argument("--size", type=_size, default=(128, 128), metavar="HxW", help="images (default: 128x128)")
+    parser.add_argument("--seed", type=int, default=0, help="another one gives another scene (default: 0)")
 
 
 def _command(commands: Any, name: str, description: str, run: Any) -> argparse.ArgumentParser:

@@ -168,7 +168,7 @@ def _about(model: BundledModel, chosen: bool) -> str:
     return f"{why}a small model for trying things out, trained on procedural scenes of {IMAGE_SIZE} pixels"
 
 
-_CONTENTS = {"object": "an object, with cameras around the origin,", "room": "a room, not an object at the origin"}
+_CONTENTS = {"object": "an object, with cameras around the origin", "room": "a room, not an object at the origin"}
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -280,9 +280,19 @@ def _find_weights(settings: Settings, scene: Scene) -> Weights:
         model = bundled_model(str(given))
     else:
         if not given.is_file():
-            raise CheckpointError(f"{given}: no such checkpoint file, and no bundled model of that name")
+            raise CheckpointError(
+                f"{given}: no such checkpoint file, and no bundled model of that name{_published(given)}"
+            )
         return Weights(given, digest(given))
     return Weights(model.path, model.sha256, model)
+
+
+def _published(file: Path) -> str:
+    """What to do for a file that has the name of one of the authors' checkpoints."""
+    from tttlrm.downloads.weights import RELEASED
+
+    names = {name for released in RELEASED.values() for name in (released.file.name, released.converted)}
+    return "; `tttlrm download weights` fetches the authors', and says where it puts them" if file.name in names else ""
 
 
 def _image_size(
@@ -306,7 +316,17 @@ def check_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
     """(height, width), if both are multiples of the patch size and the images are not larger than what can be read."""
     height, width = size
     if min(size) < 1 or height % patch or width % patch:
-        raise UserError(f"size {height}x{width} (height x width) is not a multiple of the patch size {patch}")
+        raise UserError(
+            f"size {height}x{width} (height x width) is not a multiple of the patch size {patch}; "
+            f"the nearest that are: {' and '.join(_nearest_sizes(size, patch))}"
+        )
     if height * width > MAX_PIXELS:
         raise UserError(f"size {height}x{width} is larger than the limit of {MAX_PIXELS} pixels")
     return size
+
+
+def _nearest_sizes(size: tuple[int, int], patch: int) -> list[str]:
+    """Each side rounded down to a multiple of the patch size, and each rounded up; one size if these are the same."""
+    lower = [max(side // patch, 1) * patch for side in size]
+    upper = [max(-(-side // patch), 1) * patch for side in size]
+    return list(dict.fromkeys(f"{height}x{width}" for height, width in (lower, upper)))

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.jobs import locks_dir
 from bench.locks import hold, is_held
@@ -218,6 +219,38 @@ def test_missing_data_is_unavailable_until_it_is_there(tmp_path: Path) -> None:
     before = path.read_bytes()
     run_table(wanted, command(tmp_path, {}))
     assert path.read_bytes() == before, "the same finding is not written again"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+def test_each_reason_is_said_once_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where there are neither weights/ nor data/
+    wanted = load_settings(["table=table2", "profile=paper", f"machine={MACHINE}", "quiet=true"])
+    outcome = run_table(wanted, command(tmp_path, {}))
+    assert outcome.exit_code == 0
+    fetch = "fetches it to where the paper profile expects it"
+    reasons = [
+        "  15 cells unavailable: no CUDA GPU on this machine; the tiny profile needs none",
+        f"  6 cells unavailable: weights file dl3dv_full.safetensors is not there; `make weights` {fetch}",
+        f"  5 cells unavailable: dataset dl3dv is not there: no scene folders in data/dl3dv; `make data-dl3dv` {fetch}",
+        f"  5 cells unavailable: dataset tnt is not there: no scene folders in data/tnt; `make data-tnt` {fetch}",
+        f"  4 cells unavailable: weights file dl3dv_ar.safetensors is not there; `make weights` {fetch}",
+        "  9 rows unavailable: 30,000 steps of optimisation of each scene by another system, which this suite does not "
+        "run",
+        "  4 rows unavailable: another model, which is not part of this suite",
+    ]
+    said = summary(outcome).splitlines()
+    assert said[2:9] == reasons and len(said) == 9 + len(outcome.files)
+    repeated = summary(run_table(wanted, command(tmp_path, {}))).splitlines()
+    assert repeated == said, "that they are recorded by now changes nothing"
+    (full, *_) = [record for record in outcome.table.records if record.cell.dataset.name == "dl3dv"]
+    assert full.reason is not None and all(word in full.reason for word in ("CUDA", "`make weights`", "data-dl3dv"))
+
+
+def test_the_reasons_are_of_the_cells_that_were_asked_for(tmp_path: Path) -> None:
+    outcome = run_table(settings(tmp_path, "cells.rows=[1]", "cells.sp_size=[9]"), command(tmp_path, {}))
+    assert outcome.reasons == {"sp_size 9 is larger than the number of input views, 8": 1}
+    again = report(settings(tmp_path, "cells.rows=[1]", "report_only=true"))
+    assert again.reasons == outcome.reasons
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["missing.json"]])

@@ -293,6 +293,9 @@ def test_without_weights_the_bundled_model_that_suits_is_used(
 def test_weights_that_are_not_there(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = ["reconstruct", str(scene), "-o", str(tmp_path / "out"), "--views", "4"]
     fails([*start, "--weights", str(tmp_path / "gone.pt")], "gone.pt: no such checkpoint file", capsys)
+    fetch = "`tttlrm download weights` fetches the authors'"
+    for name in ("dl3dv_full.pt", "dl3dv_ar.safetensors"):
+        fails([*start, "--weights", str(tmp_path / name)], fetch, capsys)
     fails([*start, "--weights", "tiny-car"], "tiny-car: no such checkpoint file, and no bundled model", capsys)
     fails([*start, "--config", "tiny"], "the bundled model tiny-room: has a configuration of its own", capsys)
 

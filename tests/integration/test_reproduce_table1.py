@@ -186,6 +186,8 @@ def test_the_paper_profile_without_its_means_is_a_table_of_reasons(tmp_path: Pat
     done = bench(tmp_path, "profile=paper", "machine=here")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "32 printed numbers: 32 not available" in done.stdout
+    assert "  8 cells unavailable: the authors' weights for this table are not released\n" in done.stdout
+    assert "  8 cells unavailable: no CUDA GPU on this machine; the tiny profile needs none\n" in done.stdout
     markdown = (store(tmp_path).root / "table1-paper.md").read_text()
     assert "the authors' weights for this table are not released" in markdown
     assert "no CUDA GPU on this machine" in markdown

@@ -217,7 +217,7 @@ def test_a_cuda_cell_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cell = next(iter(tiny_plan("device=cuda").plan.cells.values()))
-    assert missing_device(cell) == "no CUDA GPU on this machine"
+    assert missing_device(cell) == "no CUDA GPU on this machine; the tiny profile needs none"
 
 
 def test_virtual_views_are_spread_over_the_inputs() -> None:

@@ -93,8 +93,10 @@ def test_the_command_says_it_and_exits(tmp_path: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "**worse**" in out and "+100 ms (+100%)" in out and "- B: table1, commit 0123456789" in out
     assert main(["compare", b, a]) == 0
-    assert main(["compare", a, str(tmp_path / "none")]) == 2
-    assert "no plan-<profile>.json" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    for name, said in (("none", "no such folder"), ("empty", "no plan-<profile>.json there")):
+        assert main(["compare", a, str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / name}: {said}")
 
 
 def test_two_machines_in_one_set_must_be_told_apart(tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ def test_missing_data_names_the_command(cell: Cell, name: str, command: str | No
     expected = f"dataset {name} is not there: no scene folders in data/{name}"
     if command is not None:
         expected += f"; `{command}` fetches it to where the paper profile expects it"
+    else:
+        expected += "; one folder for each scene, with its images and opencv_cameras.json (docs/data.md), "
+        expected += "is what belongs there"
     assert reason == expected
 
 

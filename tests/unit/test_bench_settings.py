@@ -43,7 +43,9 @@ def test_keys_can_be_overridden(override: str, value: object) -> None:
     ("override", "named"),
     [
         ("profile=huge", "profile/huge"),
-        ("cells.sp=1", "cells.sp"),
+        ("cells.sp=1", "cells.sp: no such key; `python -m bench --print-config` lists all"),
+        ("foo=1", "foo: no such key; `python -m bench --print-config` lists all"),
+        ("cluster.partition=gpu", "cluster.partition: no such key; `python -m bench --print-config` lists all"),
         ("+extra=1", "extra"),
         ("nonsense", "'nonsense'"),
         ("cells.sp_size=[0]", "cells.sp_size"),

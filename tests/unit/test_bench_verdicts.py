@@ -95,6 +95,43 @@ def test_quality_under_other_conditions_is_not_comparable(changes: dict[str, obj
     assert got.kind == "not comparable" and got.reason is not None and said in got.reason
 
 
+def of_table2(views: int, *sources: str | None) -> list[Verdict]:
+    """On PSNR of Tanks and Temples, of the full tttLRM, whose scenes' views were chosen by these: with other weights
+    than the paper's, and with the paper's."""
+    plan = tiny_plan("table=table2", "profile=paper").plan
+    (row,) = [row for row in plan.rows if row.paper_row == f"method=tttlrm-full input_views={views}"]
+    (cell_id,) = row.cells["quality:tnt"]
+    cell = plan.cells[cell_id]
+    names = ("train", "truck")
+    dataset = cell.dataset.model_copy(update={"scenes": names})
+    made = quality_result({name: [20.0, 21.0] for name in names})
+    scenes = tuple(
+        scene.model_copy(update={"input_frames_from": source})
+        for scene, source in zip(made.scenes, sources, strict=True)
+    )
+    run = cell.model_copy(update={"dataset": dataset, "weights": OFFICIAL})
+    found = {cell_id: record(run, quality=made.model_copy(update={"scenes": scenes}))}
+    paper_row = load_paper().table("table2").row(row.paper_row)
+    known = plan.conditions.model_copy(update={"weights_sha256": ("f" * 64,)})
+    return [
+        judge(p, paper_row, "tnt_psnr", measure(p, row, "tnt_psnr", found))
+        for p in (plan, plan.model_copy(update={"conditions": known}))
+    ]
+
+
+def test_input_views_of_k_means_are_noted_where_there_is_a_published_list() -> None:
+    note = "input views of {} of 2 scenes chosen here by K-means, not those of the published list"
+    other, same = of_table2(16, "k-means", "k-means")
+    assert other.kind == "not comparable" and other.reason is not None
+    assert other.reason.startswith("other weights") and other.reason.endswith("; " + note.format(2))
+    assert same.kind == "not reproduced" and same.reason is not None and same.reason.endswith("; " + note.format(2))
+    published = of_table2(16, "the list", "the list")[1]
+    assert published == Verdict("not reproduced", same.reason.removesuffix("; " + note.format(2)))
+    assert str(of_table2(32, "the list", "k-means")[1].reason).endswith(note.format(1))
+    assert "K-means" not in str(of_table2(64, "k-means", "k-means")), "nothing is published for 64 views"
+    assert "K-means" not in str(of_table2(16, None, None)), "an older record does not say"
+
+
 def test_tiny_runs_say_all_that_differs() -> None:
     row = PLAN.rows[7]
     quality, speed = (PLAN.cells[row.cells[kind][0]] for kind in ("quality", "speed"))

@@ -200,12 +200,72 @@ def test_the_command(
     checkpoint: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.pt").write_bytes(checkpoint)
-    start = ["download", "weights", "full", "-o", str(tmp_path / "weights"), "--from", str(tmp_path / "mine.pt")]
-    assert main(start) == 2  # nobody is asked where there is no terminal
+    start = ["download", "weights", "full", "-o", str(tmp_path / "weights")]
+    assert main([*start, "--offline"]) == 2
     said = capsys.readouterr().err
-    assert "Adobe Research License: for non-commercial research only" in said and "give --accept-license" in said
-    assert main([*start, "--accept-license"]) == 0
+    assert "Adobe Research License: for non-commercial research only" in said
+    assert "is not there, and --offline fetches nothing" in said and "accept" not in said
+    assert main([*start, "--from", str(tmp_path / "mine.pt")]) == 0
     assert "dl3dv_full.safetensors: give it to `tttlrm reconstruct`" in capsys.readouterr().out
-    assert main(["download", "weights", "full", "-o", str(tmp_path / "weights"), "--offline"]) == 0  # nor a second time
+    assert main([*start, "--offline"]) == 0
     assert main(["download", "weights", "--accept-license", "--from", "x.pt"]) == 2
     assert "say whether it is full or ar" in capsys.readouterr().err
+
+
+@pytest.fixture
+def published(checkpoint: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """What the command asks by itself: the authors' repository on a local hub."""
+    with serve(Hub(weights.REPOSITORY, {"dl3dv_full.pt": checkpoint, "LICENSE.md": b"Be kind."})) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        yield hub
+
+
+def test_the_licence_is_asked_for_before_anything_is_fetched(
+    published: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["download", "weights", "full", "-o", str(tmp_path / "weights")]
+    assert main(start) == 2  # nobody is asked where there is no terminal
+    said = capsys.readouterr().err
+    assert "Be kind." in said and "give --accept-license" in said
+    assert published.fetched() == ["LICENSE.md"] and not (tmp_path / "weights").exists()
+    assert main([*start, "--accept-license"]) == 0
+    assert load_model(tmp_path / "weights" / "dl3dv_full.safetensors").config == SMALL
+    capsys.readouterr()
+    assert main(start) == 0  # what is there is not asked about again
+    assert "Be kind." not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["gated", "status"])
+def test_nobody_is_asked_about_what_cannot_be_fetched(
+    broken: str, published: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published.gated, published.status = broken == "gated", 404 if broken == "status" else None
+    assert main(["download", "weights", "full", "-o", str(tmp_path / "weights")]) == 2
+    said = capsys.readouterr().err
+    assert "dl3dv_full.pt of chenwang/tttLRM (main): " in said and "--accept-license" not in said
+
+
+def test_the_client_says_nothing_of_its_own(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it would, by itself, of each request that it tries again."""
+    import huggingface_hub
+    from huggingface_hub.utils import logging
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server.status, before = 503, logging.get_verbosity()
+    logging.enable_propagation()  # to where the test hears it
+    try:
+        with pytest.raises(huggingface_hub.errors.HfHubHTTPError):
+            list(huggingface_hub.HfApi(endpoint=server.endpoint).list_repo_tree(REPOSITORY))
+        assert "Retrying" in caplog.text
+        caplog.clear()
+        with pytest.raises(DownloadError, match="status 503"):
+            hub_client.list_folder(hub_client.Repository(REPOSITORY), "", server.endpoint)
+        assert not caplog.records and logging.get_verbosity() == before
+    finally:
+        logging.disable_propagation()

@@ -30,6 +30,14 @@ def test_sizes() -> None:
     for size in ((540, 960), (536, 961), (0, 8), (8, -8)):
         with pytest.raises(UserError, match="not a multiple of the patch size 8"):
             check_size(size, 8)
+    for size, near in (
+        ((100, 100), "96x96 and 104x104"),
+        ((540, 960), "536x960 and 544x960"),
+        ((3, 8), "8x8"),
+        ((0, 20), "8x16 and 8x24"),
+    ):
+        with pytest.raises(UserError, match=f"; the nearest that are: {near}$"):
+            check_size(size, 8)
     with pytest.raises(UserError, match="larger than the limit"):
         check_size((80_000, 80_000), 8)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ from tests.rendering_cases import (
 from tttlrm.cameras import Cameras
 from tttlrm.errors import BackendUnavailableError, UserError
 from tttlrm.gaussians import Gaussians
-from tttlrm.rendering import EPS2D, Rendering, compositing, reference, render
+from tttlrm.rendering import EPS2D, Rendering, compositing, gsplat_backend, reference, render
 from tttlrm.rendering.footprints import find_footprints
 from tttlrm.rendering.projection import Frustum, principal_axes, project
 from tttlrm.rendering.spherical_harmonics import sh_basis, sh_colors
@@ -328,6 +331,13 @@ def test_speed(count: int, size: float, pixels: int, limit: float) -> None:
     """With SH degree 3; the limits are over ten times what one core takes (0.03 s and 0.35 s)."""
     gaussians, cameras = random_gaussians(count, seed=18, size=size), orbit(1, pixels, pixels)
     assert min(_seconds(lambda: render(gaussians, cameras)) for _ in range(3)) < limit
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gsplat") is not None, reason="gsplat is installed")
+def test_a_renderer_that_is_not_installed_says_how_to_install_it() -> None:
+    on_gpu = cast(Tensor, SimpleNamespace(is_cuda=True, dtype=torch.float32))  # the package is what is missing
+    with pytest.raises(BackendUnavailableError, match="is not installed .*-r requirements/locks/cuda.txt"):
+        gsplat_backend._load(on_gpu)
 
 
 def test_bad_arguments() -> None:

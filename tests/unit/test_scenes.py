@@ -123,7 +123,9 @@ def test_links_inside_the_folder_are_followed(scene: tuple[Path, Content]) -> No
 
 def test_missing_scene(tmp_path: Path) -> None:
     assert "no such scene" in error_of(tmp_path / "nowhere")
-    assert SCENE_FILE in error_of(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    said = error_of(tmp_path)
+    assert f"no {SCENE_FILE} in this folder; `tttlrm convert` makes one" in said and "COLMAP or nerfstudio" in said
     assert "cannot be opened" in error_of(tmp_path / ("x" * 300))
 
 

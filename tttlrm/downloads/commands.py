@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from tttlrm.errors import UserError
 
 if TYPE_CHECKING:
     from tttlrm.downloads.input_views import InputViews, Published
+    from tttlrm.downloads.weights import Released
+    from tttlrm.progress import Bars
 
 AddCommand = Callable[[Any, str, str, Any], argparse.ArgumentParser]
 
@@ -100,7 +102,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_weights(options: argparse.Namespace) -> None:
-    from tttlrm.downloads.weights import LICENSE, RELEASED, default_folder, download_weights, is_there, license_text
+    from tttlrm.downloads.weights import LICENSE, RELEASED, default_folder, download_weights, is_there
     from tttlrm.progress import Bars
 
     if options.source is not None and options.which == "all":
@@ -109,12 +111,9 @@ def _run_weights(options: argparse.Namespace) -> None:
     progress.note(LICENSE)
     folder = options.output or default_folder()
     keys = list(RELEASED) if options.which == "all" else [options.which]
-    if options.source is not None or not all(is_there(RELEASED[key], folder) for key in keys):
-        text = None if options.offline or options.source else license_text()
-        if text is not None:
-            progress.note(text)
-        if not options.accept_license and not _confirms("Do you accept it? [y/N] "):
-            raise UserError("the licence was not accepted; read it, and then give --accept-license")
+    missing = [RELEASED[key] for key in keys if not is_there(RELEASED[key], folder)]
+    if missing and not options.offline and options.source is None:
+        _ask_for_weights(missing, options, progress)
     for key in keys:
         path = download_weights(
             RELEASED[key],
@@ -125,6 +124,20 @@ def _run_weights(options: argparse.Namespace) -> None:
             progress=progress,
         )
         print(f"{path}: give it to `tttlrm reconstruct` with --weights")
+
+
+def _ask_for_weights(missing: Sequence[Released], options: argparse.Namespace, progress: Bars) -> None:
+    """Show the licence, and go on only if it is accepted; before that, see whether there is something to fetch."""
+    from tttlrm.downloads.hub import announce
+    from tttlrm.downloads.weights import license_text, on_hub
+
+    for released in missing:
+        announce(on_hub(released, options.revision))
+    text = license_text()
+    if text is not None:
+        progress.note(text)
+    if not options.accept_license and not _confirms("Do you accept it? [y/N] "):
+        raise UserError("the licence was not accepted; read it, and then give --accept-license")
 
 
 def _run_dl3dv(options: argparse.Namespace) -> None:

@@ -90,6 +90,7 @@ class Listed:
         return Expected(self.size, self.sha256, self.git_blob)
 
 
+@quiet_client()
 def announce(file: HubFile, endpoint: str | None = None) -> Announced:
     """Ask for a file's size and digest.
 
@@ -149,6 +150,7 @@ def fetch_to(file: HubFile, expected: Expected, target: Path, endpoint: str | No
         raise explained(error, str(file), _page(file)) from error
 
 
+@quiet_client()
 def commit_of(repository: Repository, endpoint: str | None = None) -> str:
     """The commit that a revision of a repository stands for.
 
@@ -167,6 +169,7 @@ def commit_of(repository: Repository, endpoint: str | None = None) -> str:
     return found.sha
 
 
+@quiet_client()
 def list_folder(repository: Repository, folder: str, endpoint: str | None = None) -> tuple[list[Listed], list[str]]:
     """The files and the folders that lie in a folder of a repository (``""``: its root), with paths from the root.
 

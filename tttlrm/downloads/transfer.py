@@ -201,14 +201,18 @@ def shown(progress: Progress, name: str, size: int) -> Iterator[OnBytes]:
 
 @contextmanager
 def quiet_client() -> Iterator[None]:
-    """Without the client's own progress bars, which would be one a file; for the thread that starts the transfers."""
+    """Without the client's own progress bars, which would be one a file, and its lines about what it tries again: what
+    became of it is an error of ours or nothing. For the thread that starts the transfers."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    had_bars, verbosity = not are_progress_bars_disabled(), get_verbosity()
+    if had_bars:
+        disable_progress_bars()
+    set_verbosity_error()
     try:
         yield
     finally:
-        enable_progress_bars()
+        set_verbosity(verbosity)
+        if had_bars:
+            enable_progress_bars()

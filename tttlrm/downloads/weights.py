@@ -56,6 +56,11 @@ def is_there(released: Released, folder: Path) -> bool:
     return (folder / released.converted).is_file() and released.file.name in read_records(folder)
 
 
+def on_hub(released: Released, revision: str | None = None) -> HubFile:
+    """The published file; ``revision``: of the repository, by default its main branch."""
+    return HubFile(released.file.repository, released.file.name, revision or released.file.revision)
+
+
 def license_text(endpoint: str | None = None) -> str | None:
     """The licence as the hub's repository has it; None if it has no such file, or cannot be asked."""
     repository = Repository(REPOSITORY)
@@ -115,7 +120,7 @@ def download_weights(
         raise DownloadError(
             f"{target}: is not there, and --offline fetches nothing; run once without it, or use --from"
         )
-    file = HubFile(released.file.repository, released.file.name, revision or released.file.revision)
+    file = on_hub(released, revision)
     announced = announce(file, endpoint)
     progress.note(f"{file}: {announced.size / 2**30:.2f} GiB to fetch, and as much again when converted, to {folder}")
     expected = released.sha256 or (known or {}).get("sha256")

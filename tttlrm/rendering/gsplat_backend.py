@@ -99,7 +99,9 @@ def _load(means: Tensor) -> Any:
         from gsplat.cuda import _backend
     except ImportError as error:
         raise BackendUnavailableError(
-            f"the gsplat renderer is not installed ({error}): pip install gsplat==1.5.3, or choose backend='torch'"
+            f"the gsplat renderer is not installed ({error}): in a checkout `pip install --no-deps --require-hashes "
+            "-r requirements/locks/cuda.txt` (`make setup` does it with a CUDA build of torch), elsewhere "
+            "`pip install gsplat==1.5.3`, or choose backend='torch'"
         ) from error
     if _backend._C is None:
         raise BackendUnavailableError(

@@ -30,6 +30,7 @@ RIGID_TOLERANCE = 1e-3
 LARGEST = 1e9
 """Of any number in a scene file, in size: the tensors are in single precision, and squares must fit too."""
 SHORTEST_FOCAL = 1e-3
+_MAKE_ONE = "`tttlrm convert` makes one from what COLMAP or nerfstudio wrote of the photographs"
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -127,7 +128,7 @@ def _scene_file(path: Path) -> Path:
     except (OSError, ValueError) as error:
         raise SceneError(f"{path}: cannot be opened ({error})") from error
     if not found:
-        wanted = f"no {SCENE_FILE} in this folder" if is_folder else "no such scene folder or file"
+        wanted = f"no {SCENE_FILE} in this folder; {_MAKE_ONE}" if is_folder else "no such scene folder or file"
         raise SceneError(f"{path}: {wanted}")
     return file
 

@@ -10,6 +10,8 @@ from tttlrm.errors import SceneError, UserError
 from tttlrm.scenes.scene import Scene
 
 TEST_EVERY = 8
+K_MEANS = "k-means"
+"""The source of input views that no list names."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def select_views(scene: Scene, num_views: int) -> ViewSplit:
             f"{len(scene.frames)} frames are not held out as test views"
         )
     chosen = kmeans_views(scene.world_to_camera()[candidates], num_views)
-    return ViewSplit(tuple(int(i) for i in candidates[chosen]), targets, "k-means")
+    return ViewSplit(tuple(int(i) for i in candidates[chosen]), targets, K_MEANS)
 
 
 def test_views(scene: Scene) -> tuple[int, ...]:

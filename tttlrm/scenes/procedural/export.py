@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,24 @@ import torch
 from torch import Tensor
 
 from tttlrm.errors import SceneError, UserError
-from tttlrm.scenes.procedural.scenes import ProceduralSpec, make_batch
+from tttlrm.scenes.procedural.cameras import sample_cameras
+from tttlrm.scenes.procedural.scenes import ProceduralSpec, scene_parameters
+from tttlrm.scenes.procedural.tracing import render_scenes
 
 _TEST_EVERY = 8
 _INPUT_COUNTS = (4, 8, 16, 32, 64)
+_VIEWS_AT_ONCE, _PIXELS_AT_ONCE = 8, 2**23
+"""Few enough to say often how far it is, and for the memory; what a scene needs once is done for each group."""
 
 
 def write_scene(
-    spec: ProceduralSpec, index: int, folder: Path, num_views: int, size: tuple[int, int], view_seed: int = 0
+    spec: ProceduralSpec,
+    index: int,
+    folder: Path,
+    num_views: int,
+    size: tuple[int, int],
+    view_seed: int = 0,
+    on_view: Callable[[int], None] | None = None,
 ) -> Path:
     """Render a scene into a folder: PNG images, and the scene file, which is written last.
 
@@ -28,6 +39,7 @@ def write_scene(
     Args:
         folder: made if need be; it must not hold a scene yet.
         size: (height, width) in pixels.
+        on_view: called with the number of views done, after each.
 
     Returns:
         The path of the scene file.
@@ -37,19 +49,27 @@ def write_scene(
         raise SceneError(f"{file}: there is a scene in this folder already")
     if num_views < 2:
         raise UserError(f"procedural scenes: a scene needs at least 2 views, not {num_views}")
-    views = make_batch(spec, [index], num_views, size, view_seed=view_seed).views
+    if min(size) < 1:
+        raise UserError(f"procedural scenes: the image size must be positive, not {size[0]}x{size[1]}")
+    scenes = scene_parameters(spec, [index])
+    cameras = sample_cameras(scenes, num_views, size, view_seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     # A rotation in single precision is not quite orthogonal: invert in double.
-    world_to_camera = torch.linalg.inv(views.camera_to_world[0].double())
+    world_to_camera = torch.linalg.inv(cameras.camera_to_world[0].double())
     frames = []
+    group = max(1, min(_VIEWS_AT_ONCE, _PIXELS_AT_ONCE // (size[0] * size[1])))
     for number in range(num_views):
         name = f"images/{number:04d}.png"
-        _write_image(views.images[0, number], folder / name)
-        fx, fy, cx, cy = views.intrinsics[0, number].tolist()
+        if number % group == 0:
+            images = render_scenes(scenes, cameras.select(range(number, min(number + group, num_views)))).images[0]
+        _write_image(images[number % group], folder / name)
+        fx, fy, cx, cy = cameras.intrinsics[0, number].tolist()
         pose = world_to_camera[number].tolist()
         frames.append(
             {"file_path": name, "w": size[1], "h": size[0], "fx": fx, "fy": fy, "cx": cx, "cy": cy, "w2c": pose}
         )
+        if on_view is not None:
+            on_view(number + 1)
     content: dict[str, Any] = {
         "scene_name": f"{spec.kind}_{spec.split}_{spec.seed}_{index}",
         **_selections(num_views),
