@@ -25,7 +25,7 @@ from tttlrm.config import Compute, ModelConfig, Schedule
 from tttlrm.errors import UserError
 from tttlrm.fast_weights import FastWeights
 from tttlrm.gaussians import Gaussians
-from tttlrm.model import TTTLRM, consecutive
+from tttlrm.model import TTTLRM, check_inputs, consecutive
 from tttlrm.parallel import ViewShard, gather_views
 
 OUTPUT_NORM_EPS = 1e-5
@@ -94,18 +94,21 @@ class AcceleratedModel:
         """As :meth:`tttlrm.model.TTTLRM.forward`, of one scene [V, ...]."""
         shard = shard or ViewShard(views.num_views)
         compute = compute or Compute(dtype=self.dtype)
+        queries = list(range(shard.num_views)) if queries is None else list(queries)
+        check_inputs(self.config, views, shard, queries)
         batch = Views(views.images[None], views.camera_to_world[None], views.intrinsics[None])
         tokens = self.encode(batch, compute)
         tokens = self.mix(tokens, shard, schedule or Schedule(), compute)
-        return self.decode(tokens, batch, shard, queries or range(shard.num_views), compute).scene(0)
+        return self.decode(tokens, batch, shard, queries, compute).scene(0)
 
     @torch.no_grad()
     def encode(self, views: Views, compute: Compute) -> Tensor:
         """Views [1, V, ...] to tokens [1, T, d], float32."""
+        if compute.dtype != self.dtype:
+            raise UserError(f"this accelerated model computes in {self.dtype}, not {compute.dtype}")
         from tttlrm.kernels.pixels import patches
         from tttlrm.kernels.rows import layer_norm
 
-        self._check(views, compute)
         per_view = (views.height // self.config.patch) * (views.width // self.config.patch)
         tokens = torch.empty(1, views.num_views * per_view, self.config.width, device=views.images.device)
         for at in consecutive(range(views.num_views), max(1, compute.tile_tokens // per_view)):
@@ -168,15 +171,6 @@ class AcceleratedModel:
         positions, log_scales, opacities = shape.split([3, 3, 1], dim=-1)
         sh, quaternions = look.split([config.gaussian_channels - 11, 4], dim=-1)
         return Gaussians(positions, sh.unflatten(-1, (-1, 3)), log_scales, quaternions, opacities.squeeze(-1))
-
-    def _check(self, views: Views, compute: Compute) -> None:
-        patch = self.config.patch
-        if views.height % patch or views.width % patch:
-            raise UserError(
-                f"image size {views.height}x{views.width} (height x width) is not a multiple of the patch size {patch}"
-            )
-        if compute.dtype != self.dtype:
-            raise UserError(f"this accelerated model computes in {self.dtype}, not {compute.dtype}")
 
 
 def accelerate(model: TTTLRM, compute: Compute) -> TTTLRM | AcceleratedModel:

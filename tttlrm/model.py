@@ -76,7 +76,7 @@ class TTTLRM(nn.Module):
         shard = shard or ViewShard(views.num_views)
         compute = compute or Compute()
         queries = list(range(shard.num_views)) if queries is None else list(queries)
-        self._check(views, shard, queries)
+        check_inputs(self.config, views, shard, queries)
 
         tokens = self.encode(views, compute)
         tokens = self.mix(tokens, shard, schedule or Schedule(), compute)
@@ -160,19 +160,21 @@ class TTTLRM(nn.Module):
         step = max(1, compute.tile_tokens // tokens_per_view)
         return [views.select(range(at, min(at + step, views.num_views))) for at in range(0, views.num_views, step)]
 
-    def _check(self, views: Views, shard: ViewShard, queries: list[int]) -> None:
-        patch = self.config.patch
-        if views.height % patch or views.width % patch:
-            raise UserError(
-                f"image size {views.height}x{views.width} (height x width) is not a multiple of the patch size {patch}"
-            )
-        if views.num_views != len(shard.views):
-            raise UserError(f"this rank was given {views.num_views} views, and its shard has {len(shard.views)}")
-        outside = [view for view in queries if not 0 <= view < shard.num_views]
-        if outside or len(set(queries)) != len(queries) or not queries:
-            raise UserError(
-                f"queries must be different positions among the {shard.num_views} input views, not {queries}"
-            )
+
+def check_inputs(config: ModelConfig, views: Views, shard: ViewShard, queries: Sequence[int]) -> None:
+    """Raise UserError unless a model can take these views of this rank and decode these queries."""
+    patch = config.patch
+    if views.height % patch or views.width % patch:
+        raise UserError(
+            f"image size {views.height}x{views.width} (height x width) is not a multiple of the patch size {patch}"
+        )
+    if views.num_views != len(shard.views):
+        raise UserError(f"this rank was given {views.num_views} views, and its shard has {len(shard.views)}")
+    outside = [view for view in queries if not 0 <= view < shard.num_views]
+    if outside or len(set(queries)) != len(queries) or not queries:
+        raise UserError(
+            f"queries must be different positions among the {shard.num_views} input views, not {list(queries)}"
+        )
 
 
 def consecutive(views: Sequence[int], longest: int) -> list[range]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from tttlrm.accelerated import accelerate, why_not
 from tttlrm.blocks import Block, FastWeightLayer
 from tttlrm.cameras import Views
 from tttlrm.config import Compute, ModelConfig, Schedule
+from tttlrm.errors import UserError
 from tttlrm.fast_weights import orthogonalize
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
@@ -50,6 +52,21 @@ def test_weights_are_rearranged_and_not_changed() -> None:
     norms = torch.cat([layer.w0.norm(dim=1), layer.w2.norm(dim=1)], dim=1)[0]
     assert torch.allclose(outer, norms) and torch.allclose(inner, layer.w1.norm(dim=1)[0])
     assert torch.allclose(weights.rate_bias, layer.lr_fc.bias + torch.tensor(0.01).expm1().log(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("queries", "compute", "message"),
+    [
+        ([], HALF, "queries must be different positions among the 2 input views, not []"),
+        ([0, 0], HALF, "queries must be different positions among the 2 input views, not [0, 0]"),
+        ([0], Compute(dtype=torch.float16), "computes in torch.bfloat16, not torch.float16"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(queries: list[int], compute: Compute, message: str) -> None:
+    model = accelerated.AcceleratedModel(TTTLRM(SMALL), torch.bfloat16)
+    views = Views(torch.rand(2, 3, 16, 16), torch.eye(4).expand(2, 4, 4), torch.full((2, 4), 8.0))
+    with pytest.raises(UserError, match=re.escape(message)):
+        model(views, compute=compute, queries=queries)
 
 
 def test_blocks_are_counted_as_they_finish() -> None:
