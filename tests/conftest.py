@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,13 @@ class Golden:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers share the cores: without this, each would start as many threads as there are cores."""
+    """Workers share the cores: without this, each would start as many threads as there are cores.
+
+    A shell starts what it runs in the background with Ctrl-C ignored, and commands would inherit that from the tests,
+    some of which interrupt them.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 

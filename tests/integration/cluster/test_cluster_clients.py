@@ -57,7 +57,7 @@ def test_ctrl_c_detaches_and_a_second_client_may_watch_too(run: Run) -> None:
     second = run.start()
     wait_until(lambda: "followed again" in run.log, "the second client", lambda: run.log)
     first.send_signal(signal.SIGINT)
-    assert first.wait(120) == 130  # at once, but for other work on the machine
+    assert first.wait(30) == 130
     assert "detached; 1 jobs go on without this command" in run.log
     assert f"scancel {run.batches()[0]}" in run.log
     run.let_go()
