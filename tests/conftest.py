@@ -31,11 +31,13 @@ class Golden:
 def pytest_configure(config: pytest.Config) -> None:
     """Workers share the cores: without this, each would start as many threads as there are cores.
 
-    A shell starts what it runs in the background with Ctrl-C ignored, and commands would inherit that from the tests,
-    some of which interrupt them.
+    A shell starts what it runs in the background with Ctrl-C ignored, and nohup with hang-ups; commands would inherit
+    that from the tests, some of which interrupt them. A signal that is handled here is not ignored there.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
