@@ -205,7 +205,9 @@ def test_the_command(
     said = capsys.readouterr().err
     assert "Adobe Research License: for non-commercial research only" in said
     assert "is not there, and --offline fetches nothing" in said and "accept" not in said
-    assert main([*start, "--from", str(tmp_path / "mine.pt")]) == 0
+    assert main([*start, "--from", str(tmp_path / "mine.pt")]) == 2
+    assert "the licence was not accepted" in capsys.readouterr().err
+    assert main([*start, "--accept-license", "--from", str(tmp_path / "mine.pt")]) == 0
     assert "dl3dv_full.safetensors: give it to `tttlrm reconstruct`" in capsys.readouterr().out
     assert main([*start, "--offline"]) == 0
     assert main(["download", "weights", "--accept-license", "--from", "x.pt"]) == 2

@@ -112,7 +112,9 @@ def _run_weights(options: argparse.Namespace) -> None:
     folder = options.output or default_folder()
     keys = list(RELEASED) if options.which == "all" else [options.which]
     missing = [RELEASED[key] for key in keys if not is_there(RELEASED[key], folder)]
-    if missing and not options.offline and options.source is None:
+    if missing and options.source is not None:
+        _require_acceptance(options)
+    elif missing and not options.offline:
         _ask_for_weights(missing, options, progress)
     for key in keys:
         path = download_weights(
@@ -136,6 +138,10 @@ def _ask_for_weights(missing: Sequence[Released], options: argparse.Namespace, p
     text = license_text()
     if text is not None:
         progress.note(text)
+    _require_acceptance(options)
+
+
+def _require_acceptance(options: argparse.Namespace) -> None:
     if not options.accept_license and not _confirms("Do you accept it? [y/N] "):
         raise UserError("the licence was not accepted; read it, and then give --accept-license")
 
