@@ -1,9 +1,9 @@
 """The model as a CUDA GPU runs it fastest: one scene, half-precision products, no gradients.
 
 It computes what :class:`tttlrm.model.TTTLRM` computes with the same :class:`Compute`, in another arrangement: what
-follows a product is done before its result is stored, nothing of T x h numbers is read again only to be changed, the
-residual stream is added to by the products themselves, in float32, and the Gaussians are held in half precision but
-for their positions. docs/performance.md says what each step brought.
+follows a product is done before its result is stored wherever that can be, the residual stream is added to by the
+products themselves, in float32, and harmonics and rotations of the Gaussians stay in half precision. Its roundings
+differ (see NEWTON_SCHULZ_DTYPE). docs/performance.md says what each step brought.
 
 Dimension letters: V this rank's views, n tokens a view, T = V n tokens, d model width, h hidden width.
 """

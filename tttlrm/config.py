@@ -140,7 +140,8 @@ class Compute:
     """Of matrix products and attention; None: the parameters' own. Norms, learning rates, sums over tokens, the
     residual stream and the Gaussians keep at least float32."""
     newton_schulz_dtype: torch.dtype | None = None
-    """None: the same as that of the products. The release always uses bfloat16."""
+    """None: the same as that of the products; the accelerated model takes float16 where these are bfloat16. The release
+    always uses bfloat16."""
     attention_backend: str = "auto"
     """See :data:`tttlrm.attention.BACKENDS`."""
     tile_tokens: int = 65536
