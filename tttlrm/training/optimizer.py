@@ -1,4 +1,4 @@
-"""AdamW on one flat vector of all parameters, which decides on the device whether a step is taken.
+"""AdamW (or Muon) on one flat vector of all parameters, which decides on the device whether a step is taken.
 
 One vector makes the norm, the skipping of bad steps, the running mean and the sum over processes single operations,
 and none of them waits for the device.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tttlrm.errors import CheckpointError
+from tttlrm.training.muon import OrthogonalSteps
 from tttlrm.training.settings import OptimizerSettings, Phase
 
 _ALIGNMENT = 32  # elements; compiled code copies operands that do not start at a multiple of 16 bytes
@@ -75,11 +76,15 @@ class FlatParameters:
 
 
 class FlatAdamW:
-    """AdamW (Loshchilov and Hutter) with clipping, skipping of bad steps, and a running mean of the weights."""
+    """AdamW (Loshchilov and Hutter) with clipping, skipping of bad steps, and a running mean of the weights.
+
+    With ``matrices: muon`` the blocks' matrices take orthogonalised steps of Nesterov's momentum instead.
+    """
 
     def __init__(self, parameters: FlatParameters, settings: OptimizerSettings) -> None:
         self.parameters = parameters
         self.settings = settings
+        self._orthogonal = OrthogonalSteps(parameters) if settings.matrices == "muon" else None
         values = parameters.values
         self.first = torch.zeros_like(values)
         self.second = torch.zeros_like(values)
@@ -107,6 +112,8 @@ class FlatAdamW:
         correction1 = (1 - beta1**taken).to(values.dtype)
         correction2 = (1 - beta2**taken).to(values.dtype)
         update = (self.first / correction1) / ((self.second / correction2).sqrt() + _EPS)
+        if self._orthogonal is not None:
+            self._orthogonal.write(gradient.lerp(self.first, beta1), update)
         update.add_(self.parameters.decayed * values, alpha=settings.weight_decay)
         values.sub_(update * (learning_rate * keep))
         self._move_mean(keep)

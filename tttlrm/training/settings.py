@@ -122,6 +122,8 @@ class DataSettings:
 class OptimizerSettings:
     """AdamW, and which steps are taken."""
 
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """How the blocks' matrices are updated; everything else is by AdamW. See :mod:`tttlrm.training.muon`."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     """Of matrices; norms and biases have none."""
@@ -137,6 +139,8 @@ class OptimizerSettings:
     """Of the running mean of the weights that is validated and exported; 0: the weights themselves."""
 
     def __post_init__(self) -> None:
+        if self.matrices not in ("adamw", "muon"):
+            raise UserError(f"optimizer.matrices must be adamw or muon, not {self.matrices!r}")
         if not 0 <= self.ema_decay < 1 or self.max_bad_steps < 1:
             raise UserError("optimizer: need 0 <= ema_decay < 1 and max_bad_steps of at least 1")
         if not self.clip_norm > 0 or not self.skip_norm > 0:

@@ -28,7 +28,7 @@ CLEARANCE = 0.3
 """Between cameras and everything, before the hand's shake of a few centimetres."""
 
 _THINGS, _PICTURES, _WALL_PIECES, _CLUTTER = 10, 3, 3, 2
-_CONTROL_POINTS = 8
+_CONTROL_POINTS = 12
 _CANDIDATES = 6
 _FLOOR = 0.05
 
@@ -185,16 +185,19 @@ def _paths(draws: Draws, half: Tensor, center: Tensor, yaw: Tensor, against_wall
     """Candidates of camera paths around the focus, and of what is looked at: control points [B, K, C, 3] each."""
     k, c = _CANDIDATES, _CONTROL_POINTS
     front = yaw - 0.5 * math.pi
-    sweep = torch.where(against_wall[:, None], draws.uniform(k, low=0.8, high=2.4), draws.uniform(k, low=1.0, high=4.0))
+    sweep = torch.where(against_wall[:, None], draws.uniform(k, low=0.4, high=2.0), draws.uniform(k, low=0.5, high=3.5))
     start = torch.where(against_wall[:, None], front[:, None] - 0.5 * sweep, draws.uniform(k, high=2 * math.pi))
     sweep = sweep * torch.where(draws.chance(k, probability=0.5), 1.0, -1.0)
     start = torch.where(against_wall[:, None], front[:, None] - 0.5 * sweep, start)
     progress = (torch.arange(c, dtype=torch.float64) - 1) / (c - 3)
-    angle = start[..., None] + sweep[..., None] * progress + 0.08 * draws.normal(k, c).clamp(-2, 2)
-    first, last = draws.uniform(k, 1, low=0.9, high=2.2), draws.uniform(k, 1, low=0.9, high=2.2)
-    radius = torch.lerp(first, last, progress.expand(len(half), k, c)) * draws.uniform(k, c, low=0.85, high=1.15)
-    rise = draws.uniform(k, 1, low=0.4, high=1.1) + draws.uniform(k, c, low=-0.12, high=0.12)
-    offset = torch.stack([radius * angle.cos(), radius * angle.sin(), rise], dim=-1)
+    # From a plain arc to a hand that goes in and out, up and down, and back and forth.
+    restless = draws.uniform(k, 1, low=0.2, high=1.2)
+    in_and_out, up_and_down = (_waves(draws, progress, k) for _ in range(2))
+    angle = start[..., None] + sweep[..., None] * progress + 0.5 * restless * draws.normal(k, c).clamp(-1.5, 1.5)
+    first, last = draws.uniform(k, 1, low=0.8, high=1.8), draws.uniform(k, 1, low=0.8, high=1.8)
+    radius = torch.lerp(first, last, progress.expand(len(half), k, c)) * (0.6 * restless * in_and_out).exp()
+    rise = draws.uniform(k, 1, low=0.4, high=0.9) + 0.7 * restless * up_and_down
+    offset = torch.stack([radius * angle.cos(), radius * angle.sin(), rise.clamp_min(0.15)], dim=-1)
     bound = (half - torch.tensor([0.5, 0.5, 0.0]))[:, None, None]
     path = center[:, None, None] + offset
     top = 2 * half[:, 2, None, None] - 0.4
@@ -206,7 +209,7 @@ def _paths(draws: Draws, half: Tensor, center: Tensor, yaw: Tensor, against_wall
         ],
         dim=-1,
     )
-    wander = torch.where(draws.chance(k, 1, 1, probability=0.6), 0.2, 0.6)
+    wander = torch.where(draws.chance(k, 1, 1, probability=0.5), 0.25, 0.7)
     look_at = center[:, None, None] + wander * draws.normal(k, c, 3).clamp(-1.5, 1.5) * torch.tensor([1.0, 1.0, 0.5])
     # Some look past the focus, into the room: on from the camera, no further than the walls.
     past = draws.uniform(k, 1, 1, low=0.0, high=1.2) * draws.chance(k, 1, 1, probability=0.5)
@@ -214,6 +217,13 @@ def _paths(draws: Draws, half: Tensor, center: Tensor, yaw: Tensor, against_wall
     limit = half[:, None, None]
     ground = torch.maximum(torch.minimum(beyond[..., :2], limit[..., :2]), -limit[..., :2])
     return path, torch.cat([ground, beyond[..., 2:].clamp_min(0.1)], dim=-1)
+
+
+def _waves(draws: Draws, progress: Tensor, count: int) -> Tensor:
+    """[B, count, C], from about -1 to 1: one to three turns back and forth, and not quite regular."""
+    turns, phase = draws.uniform(count, 1, low=0.7, high=2.5), draws.uniform(count, 1)
+    wave = (2 * math.pi * (turns * progress + phase)).sin()
+    return wave + 0.3 * draws.normal(count, len(progress)).clamp(-1.5, 1.5)
 
 
 def _clearest(path: Tensor, look_at: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
