@@ -1,6 +1,7 @@
 """``python -m tttlrm.training.export RUN -o FOLDER``: a complete run's model as bf16 safetensors, with its card.
 
 Writes ``NAME.safetensors``, ``NAME.json`` (the card for programs, with the sha256 of the weights) and ``NAME.md``.
+RUN may also be an exported model, whose card is then made anew: with results, or with the runs before it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,25 +19,30 @@ import torch
 
 from tttlrm.checkpoints import digest, load_model, save_model
 from tttlrm.errors import UserError
-from tttlrm.files import write_json, write_text
+from tttlrm.files import atomic_path, write_json, write_text
 from tttlrm.training.figures import records_markdown
 from tttlrm.training.trained import TrainedModel, find_trained
 from tttlrm.training.trainer import CURVE, VALIDATION
 
 _CURVE_POINTS = 12
+_EARLIER = ("command", "commit", "settings", "steps", "seconds", "weights_sha256", "initial_weights_sha256")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="python -m tttlrm.training.export", description=__doc__)
     add = parser.add_argument
-    add("run", type=Path, help="folder of a complete run")
+    add("run", type=Path, help="folder of a complete run, or an exported .safetensors file")
     add("-o", "--output", type=Path, required=True, help="folder that the three files are written to")
     add("--records", type=Path, help="folder of evaluation records, whose results the card then shows")
+    add("--before", type=Path, help="card (.json) of the exported model whose weights the run began with")
+    add("--became", help="the commit that local changes became, where the run says that there were some")
     add("--max-megabytes", type=float, default=16.0, help="refuse a larger file (MB of 10^6 bytes)")
     parsed = parser.parse_args(arguments)
     try:
-        weights = export(parsed.run, parsed.output, parsed.max_megabytes, parsed.records)
+        weights = export(
+            parsed.run, parsed.output, parsed.max_megabytes, parsed.records, parsed.before, parsed.became
+        )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -43,38 +50,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(run: Path, output: Path, max_megabytes: float = 16.0, records: Path | None = None) -> Path:
+def export(
+    run: Path,
+    output: Path,
+    max_megabytes: float = 16.0,
+    records: Path | None = None,
+    before: Path | None = None,
+    became: str | None = None,
+) -> Path:
     """Write the model and its card. Returns the path of the weights.
 
-    ``records``: folder of evaluation records; those of the run's or the exported weights are shown in the card.
+    Args:
+        run: folder of a complete run, or an exported model.
+        records: folder of evaluation records; those of the run's or the exported weights are shown in the card.
+        before: card of the model whose weights the run began with.
+        became: the commit that local changes to the run's code became.
     """
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder")
+    if not run.exists():
+        raise UserError(f"{run}: no such run or file")
     trained = find_trained(run)
     size = sum(parameter.numel() for parameter in load_model(trained.weights).parameters()) * 2
     if size > max_megabytes * 1e6:
         raise UserError(f"{run}: the model takes {size / 1e6:.1f} MB in bf16, more than {max_megabytes:g} MB")
     output.mkdir(parents=True, exist_ok=True)
     weights = output / f"{trained.name}.safetensors"
-    save_model(load_model(trained.weights), weights, torch.bfloat16)
+    _write_weights(trained.weights, weights, exported=run.is_file())
     card = _card(trained, weights, run)
+    if before is not None:
+        card["before"] = _earlier_run(before, card["initial_weights_sha256"])
+    if became is not None:
+        card["changes_became"] = became
     write_json(weights.with_suffix(".json"), card)
     write_text(weights.with_suffix(".md"), card_markdown(card, _records_of(card, records)))
     return weights
 
 
+def _write_weights(source: Path, target: Path, exported: bool) -> None:
+    """In bf16. Exported ones stay the same to the byte: the order of a file's metadata is chance."""
+    if not exported:
+        save_model(load_model(source), target, torch.bfloat16)
+    elif source.resolve() != target.resolve():
+        with atomic_path(target) as partial:
+            shutil.copyfile(source, partial)
+
+
 def _card(trained: TrainedModel, weights: Path, run: Path) -> dict[str, Any]:
     summary = {key: value for key, value in trained.summary.items() if key != "weights_sha256"}
-    return {
+    card = {
         "name": trained.name,
         "weights_sha256": digest(weights),
         "weights_bytes": weights.stat().st_size,
         "weights_dtype": "bfloat16",
+    }
+    if not run.is_dir():
+        return summary | card
+    return {
+        **card,
         "run_weights_sha256": trained.summary["weights_sha256"],
         **summary,
         "curve": _thin(_read_csv(run / CURVE)),
         "validation_curve": _read_csv(run / VALIDATION),
     }
+
+
+def _earlier_run(path: Path, weights_sha256: str | None) -> dict[str, Any]:
+    """What a later card keeps of the card of the run before it.
+
+    Raises:
+        UserError: the card cannot be read, or is of other weights than those that the run began with.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        earlier = {key: card[key] for key in _EARLIER}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a readable model card ({error})") from error
+    if earlier["weights_sha256"] != weights_sha256:
+        raise UserError(f"{path}: is of other weights than those that the run began with (sha256 differs)")
+    return earlier | {key: card[key] for key in ("changes_became", "before") if key in card}
+
+
+def _history(card: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that led to a card's, the first one first, itself the last."""
+    runs = [card]
+    while runs[0].get("before"):
+        runs.insert(0, runs[0]["before"])
+    return runs
+
+
+def _commit(run: dict[str, Any]) -> str:
+    became = f", whose changes became {run['changes_became']}" if run.get("changes_became") else ""
+    return f"{run['commit'] or 'not recorded'}{became}"
 
 
 def _records_of(card: dict[str, Any], folder: Path | None) -> list[dict[str, Any]]:
@@ -108,7 +173,7 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
         "## Training",
         "",
         f"- command: `{card['command']}`",
-        f"- commit: {card['commit'] or 'unknown'}; seed {settings['seed']}, data seed {data['seed']}",
+        f"- commit: {_commit(card)}; seed {settings['seed']}, data seed {data['seed']}",
         f"- on {gpus}, torch {environment['torch']}: {card['steps']:,} steps in {card['seconds']:.0f} s; "
         f"{card['steps_not_finite']} steps skipped as not finite, {card['steps_too_long']} as too long",
         f"- phases: {phases}",
@@ -116,6 +181,15 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
     ]
     if card["initial_weights_sha256"]:
         lines.append(f"- fine-tuned from weights of sha256 `{card['initial_weights_sha256']}`")
+    history = _history(card)
+    lines += [
+        f"- before: `{run['command']}` at commit {_commit(run)}: {run['steps']:,} steps in {run['seconds']:.0f} s, "
+        f"to weights of sha256 `{run['weights_sha256']}`"
+        for run in history[:-1]
+    ]
+    if len(history) > 1:
+        steps, seconds = (sum(run[key] for run in history) for key in ("steps", "seconds"))
+        lines.append(f"- in all: {steps:,} steps in {seconds:.0f} s")
     lines += ["", "| step | seconds | loss | PSNR of targets (dB) |", "|---|---|---|---|"]
     lines += [
         f"| {row['step']} | {float(row['seconds']):.0f} | {row['loss']} | {row['psnr']} |" for row in card["curve"]
