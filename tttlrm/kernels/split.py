@@ -15,7 +15,7 @@ Dimension letters: T tokens, d model width, h hidden width of the fast weights o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -145,7 +145,12 @@ def _descriptor(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, columns], layout)
 
 
-@gluon.jit(do_not_specialize=["tokens", "tiles"], do_not_specialize_on_alignment=["rates"])
+def _name(specialization: Any) -> str:
+    """Of the kernel, in profiles."""
+    return f"_split_{specialization.constants['PLAN'].what}_kernel"
+
+
+@gluon.jit(repr=_name, do_not_specialize=["tokens", "tiles"], do_not_specialize_on_alignment=["rates"])
 def _kernel(x, weight, out, outer_terms, extra, rates, tokens, tiles, PLAN: gl.constexpr):
     SLICES: gl.constexpr = 1 if PLAN.turns else 2
     STAGES: gl.constexpr = PLAN.stages
