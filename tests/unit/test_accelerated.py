@@ -113,9 +113,9 @@ def test_blocks_are_counted_as_they_finish() -> None:
 
 def test_what_pruning_keeps_is_in_float32() -> None:
     """A GPU's Gaussians share memory, and most of it is in half precision."""
-    shape, look = torch.randn(50, 7), torch.randn(50, 16, dtype=torch.bfloat16)
+    positions, scales, look = torch.randn(50, 3), torch.randn(50, 4), torch.randn(50, 16, dtype=torch.bfloat16)
     sh = look[:, :12].unflatten(-1, (4, 3))
-    mixed = Gaussians(shape[:, :3], sh, shape[:, 3:6], look[:, 12:], shape[:, 6])
+    mixed = Gaussians(positions, sh, scales[:, :3], look[:, 12:], scales[:, 3])
     kept = mixed.prune(0.4, 0.1, seed=0)
     whole = mixed.at_least_float32().prune(0.4, 0.1, seed=0)
     assert {tensor.dtype for tensor in kept.tensors} == {torch.float32}
