@@ -26,7 +26,7 @@ from tttlrm.errors import UserError
 from tttlrm.fast_weights import FastWeights
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM, check_inputs, consecutive
-from tttlrm.parallel import ViewShard, gather_views
+from tttlrm.parallel import Rounds, ViewShard
 
 OUTPUT_NORM_EPS = 1e-5
 NEWTON_SCHULZ_DTYPE = {torch.bfloat16: torch.float16}
@@ -111,12 +111,13 @@ class AcceleratedModel:
 
         per_view = (views.height // self.config.patch) * (views.width // self.config.patch)
         tokens = torch.empty(1, views.num_views * per_view, self.config.width, device=views.images.device)
-        for at in consecutive(range(views.num_views), max(1, compute.tile_tokens // per_view)):
-            tile = patches(_one_scene(views.select(at)), self.config.patch, self.dtype)
-            embedded = torch.mm(tile, self._embed.T, out_dtype=torch.float32)
-            tokens[0, at.start * per_view : at.stop * per_view] = layer_norm(
-                embedded, self._embed_norm, LAYER_NORM_EPS, torch.float32
-            )
+        with torch.cuda.device_of(tokens):  # where Triton launches
+            for at in consecutive(range(views.num_views), max(1, compute.tile_tokens // per_view)):
+                tile = patches(_one_scene(views.select(at)), self.config.patch, self.dtype)
+                embedded = torch.mm(tile, self._embed.T, out_dtype=torch.float32)
+                tokens[0, at.start * per_view : at.stop * per_view] = layer_norm(
+                    embedded, self._embed_norm, LAYER_NORM_EPS, torch.float32
+                )
         return tokens
 
     @torch.no_grad()
@@ -131,11 +132,12 @@ class AcceleratedModel:
         """All blocks; the tokens [1, T, d] are updated in place."""
         run = Pass(schedule, compute, shard, tokens.shape[1] // len(shard.views))
         x = tokens[0]
-        for count, weights in enumerate(self.blocks, start=1):
-            _window_attention(x, weights, run)
-            _fast_weight_layer(x, weights, run)
-            _mlp(x, weights, run)
-            done(count)
+        with torch.cuda.device_of(tokens):
+            for count, weights in enumerate(self.blocks, start=1):
+                _window_attention(x, weights, run)
+                _fast_weight_layer(x, weights, run)
+                _mlp(x, weights, run)
+                done(count)
         return tokens
 
     @torch.no_grad()
@@ -146,31 +148,43 @@ class AcceleratedModel:
 
         Spherical harmonics and rotations have the products' precision, the rest is float32; tensors share memory.
         """
+        rounds = Rounds(shard, tuple(queries))
+        channels, shape = self.config.gaussian_channels, (rounds.slots, views.height * views.width)
+        positions, scales = (tokens.new_empty(*shape, numbers) for numbers in (3, 4))
+        look = tokens.new_empty(*shape, channels - 7, dtype=self.dtype)
+        with torch.cuda.device_of(tokens):
+            self._decode_in_rounds(tokens[0], _one_scene(views), rounds, compute, positions, scales, look)
+        positions, scales, look = (rounds.ordered(part).flatten(0, 1)[None] for part in (positions, scales, look))
+        log_scales, opacities = scales.split([3, 1], dim=-1)
+        sh, quaternions = look.split([channels - 11, 4], dim=-1)
+        return Gaussians(positions, sh.unflatten(-1, (-1, 3)), log_scales, quaternions, opacities.squeeze(-1))
+
+    def _decode_in_rounds(
+        self, tokens: Tensor, views: Views, rounds: Rounds, compute: Compute, *gathered: Tensor
+    ) -> None:
+        """Decode this rank's views into their slots, each of which goes to the other ranks while the next is made."""
+        per_view = tokens.unflatten(0, (views.num_views, -1))
+        longest = max(1, compute.tile_tokens // _DECODER_GROWTH // per_view.shape[1]) if rounds.shard.size == 1 else 1
+        done, works = 0, []
+        for at in consecutive(rounds.own, longest):
+            slots = slice(rounds.slot(done), rounds.slot(done) + len(at))
+            parts = [part[slots].flatten(0, 1) for part in gathered]
+            self._decode_views(per_view[at.start : at.stop].flatten(0, 1), views.select(at), *parts)
+            works += rounds.begin(done, *gathered)
+            done += len(at)
+        for number in range(done, rounds.count):  # this rank has fewer views than others
+            works += rounds.begin(number, *gathered)
+        for work in works:
+            work.wait()
+
+    def _decode_views(self, tokens: Tensor, views: Views, positions: Tensor, scales: Tensor, look: Tensor) -> None:
+        """Tokens [t, d] of some views to their Gaussians, written as :func:`finish_gaussians` does."""
         from tttlrm.kernels.pixels import finish_gaussians
         from tttlrm.kernels.rows import layer_norm
 
-        config, scene = self.config, _one_scene(views)
-        owned = [shard.locate(view)[1] for view in queries if shard.locate(view)[0] == shard.rank]
-        per_view = tokens[0].unflatten(0, (views.num_views, -1))
-        pixels = views.height * views.width
-        shape = tokens.new_empty(len(owned) * pixels, 7)
-        look = tokens.new_empty(len(owned) * pixels, config.gaussian_channels - 7, dtype=self.dtype)
-        start = 0
-        for at in consecutive(owned, max(1, compute.tile_tokens // _DECODER_GROWTH // per_view.shape[1])):
-            normed = layer_norm(
-                per_view[at.start : at.stop].flatten(0, 1), self._decoder_norm, LAYER_NORM_EPS, self.dtype
-            )
-            raw = torch.mm(normed, self._decoder.T, out_dtype=torch.float32).view(-1, config.gaussian_channels)
-            part = slice(start, start + len(raw))
-            finish_gaussians(raw, scene.select(at), config, shape[part], look[part])
-            start = part.stop
-        shape, look = (
-            gather_views(part.unflatten(0, (len(owned), pixels))[None], shard, list(queries)).flatten(1, 2)
-            for part in (shape, look)
-        )
-        positions, log_scales, opacities = shape.split([3, 3, 1], dim=-1)
-        sh, quaternions = look.split([config.gaussian_channels - 11, 4], dim=-1)
-        return Gaussians(positions, sh.unflatten(-1, (-1, 3)), log_scales, quaternions, opacities.squeeze(-1))
+        normed = layer_norm(tokens, self._decoder_norm, LAYER_NORM_EPS, self.dtype)
+        raw = torch.mm(normed, self._decoder.T, out_dtype=torch.float32).view(-1, self.config.gaussian_channels)
+        finish_gaussians(raw, views, self.config, positions, scales, look)
 
 
 def accelerate(model: TTTLRM, compute: Compute) -> TTTLRM | AcceleratedModel:

@@ -1,7 +1,7 @@
 """Sequence parallelism: the views of one scene spread over the ranks of a process group.
 
 Ranks meet in two places only: one sum for each fast-weight update, and one gather of the Gaussians. Both are
-differentiable, for a loss that is the sum of the ranks' losses.
+differentiable, for a loss that is the sum of the ranks' losses; :class:`Rounds` is a gather without gradients.
 """
 
 from __future__ import annotations
@@ -101,6 +101,59 @@ def gather_views(tensor: Tensor, shard: ViewShard, views: list[int]) -> Tensor:
     flat = shard.group.gather(tensor).transpose(0, 1).flatten(1, 2)
     position = [rank * capacity + owners[:i].count(rank) for i, rank in enumerate(owners)]
     return flat.index_select(1, torch.tensor(position, device=tensor.device))
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """A gather of views that goes on while they are computed: in each round, every rank gives its next one.
+
+    What is gathered has a slot for each rank in each round, and a rank writes its own where they are. All views of a
+    scene in their order have theirs in that order, as they were dealt out, so that nothing is copied or held twice.
+
+    Attributes:
+        views: positions in the scene, each held by exactly one rank.
+    """
+
+    shard: ViewShard
+    views: tuple[int, ...]
+
+    @property
+    def own(self) -> list[int]:
+        """Of this rank's views, those that are gathered: their positions among its views, by round."""
+        found = [self.shard.locate(view) for view in self.views]
+        return [position for rank, position in found if rank == self.shard.rank]
+
+    @property
+    def count(self) -> int:
+        owners = [self.shard.locate(view)[0] for view in self.views]
+        return max(owners.count(rank) for rank in range(self.shard.size))
+
+    @property
+    def slots(self) -> int:
+        return self.count * self.shard.size
+
+    def slot(self, number: int) -> int:
+        """This rank's of a round."""
+        return number * self.shard.size + self.shard.rank
+
+    def begin(self, number: int, *gathered: Tensor) -> list[dist.Work]:
+        """Begin to gather a round of tensors [slots, ...], in place. Every rank begins every round, in order."""
+        if self.shard.group is None:
+            return []
+        works, size = [], self.shard.size
+        for tensor in gathered:
+            part = tensor[number * size : (number + 1) * size]
+            own = part[self.shard.rank : self.shard.rank + 1]
+            works.append(dist.all_gather_into_tensor(part, own, group=self.shard.group.process_group, async_op=True))
+        return works
+
+    def ordered(self, gathered: Tensor) -> Tensor:
+        """[slots, ...] as [len(views), ...], in the order of the views; the same memory where that is theirs."""
+        owners = [self.shard.locate(view)[0] for view in self.views]
+        slots = [owners[:i].count(rank) * self.shard.size + rank for i, rank in enumerate(owners)]
+        if slots == list(range(len(slots))):
+            return gathered[: len(slots)]
+        return gathered.index_select(0, torch.tensor(slots, device=gathered.device))
 
 
 class _Sum(torch.autograd.Function):

@@ -131,6 +131,16 @@ def test_the_first_call_takes_seconds_for_any_number_of_chunks(monkeypatch: pyte
     assert times[0] < 20 and times[1] < 2, times  # the second compiles nothing
 
 
+def test_a_gpu_need_not_be_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA GPUs")
+    model, views = random_model(SMALL), small_views(3)
+    here = accelerate(model, HALF)(views, compute=HALF)
+    there = accelerate(model.to("cuda:1"), HALF)(views.to("cuda:1"), compute=HALF)
+    assert torch.cuda.current_device() == 0
+    assert max(errors(there.to("cuda:0"), here)) < 1e-6
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ranks_do_not_matter(schedule: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
@@ -147,6 +157,11 @@ def _on_rank(rank: int, schedule: str, folder: Path) -> None:
     views = small_views(7).to(f"cuda:{rank}")
     shard = SequenceGroup().shard(views.num_views)
     model = accelerate(random_model(SMALL).to(f"cuda:{rank}"), HALF)
-    gaussians = model(views.select(list(shard.views)), SCHEDULES[schedule], HALF, shard=shard)
+    local = views.select(list(shard.views))
+    gaussians = model(local, SCHEDULES[schedule], HALF, shard=shard)
+    chosen = model(local, SCHEDULES[schedule], HALF, queries=[6, 1, 3], shard=shard)
+    per_view = views.height * views.width
+    rows = torch.cat([torch.arange(view * per_view, (view + 1) * per_view, device="cuda") for view in (6, 1, 3)])
+    assert max(errors(chosen, gaussians.select(rows))) < 1e-6
     torch.save(tuple(tensor.cpu() for tensor in gaussians.tensors), folder / f"{rank}.pt")
     dist.destroy_process_group()

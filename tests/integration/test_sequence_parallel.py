@@ -11,7 +11,8 @@ import torch
 
 from tttlrm.config import Schedule
 from tttlrm.errors import UserError
-from tttlrm.parallel import SequenceGroup, ViewShard
+from tttlrm.launch import run_local
+from tttlrm.parallel import Rounds, SequenceGroup, ViewShard
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -65,3 +66,34 @@ def test_more_ranks_than_views_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(SequenceGroup, "rank", 0)
     with pytest.raises(UserError, match="sp_size 5 is larger than the number of input views, 4"):
         SequenceGroup().shard(4)
+
+
+QUERIES = [tuple(range(7)), (0, 1, 2, 3), (6, 5, 0), (2, 5)]
+
+
+def test_views_gathered_in_rounds_are_in_the_order_that_was_asked_for(tmp_path: Path) -> None:
+    for size in (1, 2, 3):
+        run_local(_gather_in_rounds, size, "cpu", (tmp_path,))
+        for rank in range(size):
+            for queries, (first, second, copied) in zip(QUERIES, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+                assert first.tolist() == [[view, view + 0.5] for view in queries]
+                assert second.tolist() == [10 * view for view in queries]
+                assert not copied or queries not in QUERIES[:2]
+
+
+def _gather_in_rounds(rank: int, folder: Path) -> None:
+    shard, found = SequenceGroup().shard(7), []
+    for queries in QUERIES:
+        rounds, works = Rounds(shard, queries), []
+        first, second = torch.full((rounds.slots, 2), torch.nan), torch.full((rounds.slots,), torch.nan)
+        for number in range(rounds.count):
+            if number < len(rounds.own):
+                view = shard.views[rounds.own[number]]
+                first[rounds.slot(number)] = torch.tensor([view, view + 0.5])
+                second[rounds.slot(number)] = 10 * view
+            works += rounds.begin(number, first, second)
+        for work in works:
+            work.wait()
+        ordered = rounds.ordered(first)
+        found.append((ordered, rounds.ordered(second), ordered.data_ptr() != first.data_ptr()))
+    torch.save(found, folder / f"{rank}.pt")

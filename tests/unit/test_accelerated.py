@@ -18,6 +18,7 @@ from tttlrm.config import Compute, ModelConfig, Schedule
 from tttlrm.errors import UserError
 from tttlrm.fast_weights import orthogonalize
 from tttlrm.gaussians import Gaussians
+from tttlrm.kernels.choice import split_takes, split_tried
 from tttlrm.model import TTTLRM
 from tttlrm.parallel import ViewShard
 
@@ -36,6 +37,31 @@ def test_the_kernels_are_imported_only_where_they_run() -> None:
     script = "import sys, bench.methods, tttlrm.reconstruct; print([m for m in sys.modules if 'tttlrm.kernels' in m])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "outputs", "taken"),
+    [
+        ((9, 0), 768, 3072, True),
+        ((9, 0), 128, 384, True),
+        ((9, 0), 192, 768, False),
+        ((9, 0), 256, 320, False),
+        ((9, 0), 0, 128, False),
+        ((8, 9), 768, 3072, False),
+        ((10, 0), 768, 3072, False),
+        ((12, 0), 768, 3072, False),
+    ],
+)
+def test_kernels_of_hopper_run_on_hopper_alone(
+    capability: tuple[int, int], width: int, outputs: int, taken: bool
+) -> None:
+    assert split_takes(capability, width, outputs) is taken
+
+
+def test_kernels_in_an_unstable_language_are_for_versions_that_were_tried() -> None:
+    assert [split_tried(version) for version in ("3.6.0", "3.7.1+git12ab", "3.5.1", "3.60.0", "4.0")] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float16, 1e-2)])
@@ -87,9 +113,9 @@ def test_blocks_are_counted_as_they_finish() -> None:
 
 def test_what_pruning_keeps_is_in_float32() -> None:
     """A GPU's Gaussians share memory, and most of it is in half precision."""
-    shape, look = torch.randn(50, 7), torch.randn(50, 16, dtype=torch.bfloat16)
+    positions, scales, look = torch.randn(50, 3), torch.randn(50, 4), torch.randn(50, 16, dtype=torch.bfloat16)
     sh = look[:, :12].unflatten(-1, (4, 3))
-    mixed = Gaussians(shape[:, :3], sh, shape[:, 3:6], look[:, 12:], shape[:, 6])
+    mixed = Gaussians(positions, sh, scales[:, :3], look[:, 12:], scales[:, 3])
     kept = mixed.prune(0.4, 0.1, seed=0)
     whole = mixed.at_least_float32().prune(0.4, 0.1, seed=0)
     assert {tensor.dtype for tensor in kept.tensors} == {torch.float32}

@@ -18,7 +18,8 @@ from tttlrm.config import ModelConfig
 from tttlrm.rendering.spherical_harmonics import BAND0
 
 _PATCH_ROWS = 2
-_PIXELS = 64
+_PIXELS = 128
+"""As many as a program has threads, so that each computes one ray."""
 _MIN_DISTANCE = 1e-4
 
 
@@ -48,12 +49,15 @@ def patches(views: Views, patch: int, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def finish_gaussians(raw: Tensor, views: Views, config: ModelConfig, shape: Tensor, look: Tensor) -> None:
+def finish_gaussians(
+    raw: Tensor, views: Views, config: ModelConfig, positions: Tensor, scales: Tensor, look: Tensor
+) -> None:
     """Turn the decoder's outputs of views [V, ...] into Gaussians.
 
     Args:
         raw: [N, C] float32, in the order of tokens and then of pixels in their patch.
-        shape: [N, 7] float32, written: position, log-scales, opacity logit.
+        positions: [N, 3] float32, written.
+        scales: [N, 4] float32, written: log-scales and opacity logit.
         look: [N, C - 7], written: spherical harmonics and rotation, as they are but for the colour residual.
     """
     count, channels = raw.shape
@@ -62,7 +66,8 @@ def finish_gaussians(raw: Tensor, views: Views, config: ModelConfig, shape: Tens
         views.images.contiguous(),
         views.camera_to_world.float().contiguous(),
         views.intrinsics.float().contiguous(),
-        shape,
+        positions,
+        scales,
         look,
         count,
         config.near,
@@ -75,14 +80,14 @@ def finish_gaussians(raw: Tensor, views: Views, config: ModelConfig, shape: Tens
         WIDTH=views.width,
         PATCH=config.patch,
         CHANNELS=channels,
-        BLOCK=triton.next_power_of_2(channels),
+        BLOCK=triton.next_power_of_2(channels - 7),
         LOG_DISTANCE=config.distance_spacing == "log",
         PIXEL_SCALE=config.scale_unit == "pixel",
         COLOR_RESIDUAL=config.color_residual,
         MIN_DISTANCE=_MIN_DISTANCE,
         INVERSE_BAND0=1 / BAND0,
         PIXELS=_PIXELS,
-        num_warps=4,
+        num_warps=_PIXELS // 32,
     )
 
 
@@ -162,7 +167,8 @@ def _finish_kernel(
     images,
     camera_to_world,
     intrinsics,
-    shape,
+    positions,
+    scales,
     look,
     count,
     near,
@@ -192,39 +198,44 @@ def _finish_kernel(
     x = (place % across) * PATCH + pixel % PATCH
     ox, oy, oz, dx, dy, dz = _ray(view, x, y, camera_to_world, intrinsics, inside)
 
-    channel = tl.arange(0, BLOCK)[None, :]
-    valid = inside[:, None] & (channel < CHANNELS)
-    values = tl.load(raw + index.to(tl.int64)[:, None] * CHANNELS + channel, mask=valid, other=0.0)
-    distance = tl.sigmoid(tl.sum(tl.where(channel < 3, values, 0.0), 1) / 3)
+    place = index.to(tl.int64)
+    row = raw + place * CHANNELS
+    first_scale: tl.constexpr = CHANNELS - 8
+    distance = _number(row, inside) + _number(row + 1, inside) + _number(row + 2, inside)
+    distance = tl.sigmoid(distance / 3)
     distance = near * tl.exp(distance * log_span) if LOG_DISTANCE else near + span * distance
+    tl.store(positions + place * 3, ox + distance * dx, mask=inside)
+    tl.store(positions + place * 3 + 1, oy + distance * dy, mask=inside)
+    tl.store(positions + place * 3 + 2, oz + distance * dz, mask=inside)
+
     shift = 0.0 * distance + log_scale_bias
     if PIXEL_SCALE:
         focal = tl.load(intrinsics + view * 4, mask=inside, other=1.0)
         focal = 0.5 * (focal + tl.load(intrinsics + view * 4 + 1, mask=inside, other=1.0))
         shift += tl.log(tl.maximum(distance, MIN_DISTANCE)) - tl.log(focal)
-    # Position, scales and opacity as rows of seven, so that they are written side by side.
-    first_scale: tl.constexpr = CHANNELS - 8
-    item = tl.arange(0, 8)[None, :]
-    source = tl.where(item == 6, CHANNELS - 1, first_scale + item - 3)
-    number = tl.load(
-        raw + index.to(tl.int64)[:, None] * CHANNELS + source,
-        mask=inside[:, None] & (item >= 3) & (item < 7),
-        other=0.0,
-    )
-    number = tl.where(item == 6, number + opacity_bias, tl.minimum(number + shift[:, None], log_scale_max))
-    number = tl.where(item == 0, (ox + distance * dx)[:, None], number)
-    number = tl.where(item == 1, (oy + distance * dy)[:, None], number)
-    number = tl.where(item == 2, (oz + distance * dz)[:, None], number)
-    tl.store(shape + index.to(tl.int64)[:, None] * 7 + item, number, mask=inside[:, None] & (item < 7))
+    scale0 = tl.minimum(_number(row + first_scale, inside) + shift, log_scale_max)
+    scale1 = tl.minimum(_number(row + first_scale + 1, inside) + shift, log_scale_max)
+    scale2 = tl.minimum(_number(row + first_scale + 2, inside) + shift, log_scale_max)
+    opacity = _number(row + CHANNELS - 1, inside) + opacity_bias
+    four = tl.join(tl.join(scale0, scale2), tl.join(scale1, opacity))  # each thread's, written at once
+    four = tl.reshape(four, (PIXELS, 4))
+    tl.store(scales + place[:, None] * 4 + tl.arange(0, 4)[None, :], four, mask=inside[:, None])
 
-    if COLOR_RESIDUAL:
-        is_color = (channel >= 3) & (channel < 6)
-        band = tl.where(is_color, channel - 3, 0)
-        sample = (view.to(tl.int64)[:, None] * 3 + band) * (HEIGHT * WIDTH) + (y * WIDTH + x)[:, None]
-        color = tl.load(images + sample, mask=valid & is_color, other=0.5).to(tl.float32)
-        values += (color - 0.5) * INVERSE_BAND0
     # Spherical harmonics come before the scales, and the rotation after them.
-    place = tl.where(channel < first_scale, channel - 3, channel - 6)
-    is_look = (channel >= 3) & ((channel < first_scale) | (channel >= first_scale + 3)) & (channel < CHANNELS - 1)
-    places = look + index.to(tl.int64)[:, None] * (CHANNELS - 7) + place
-    tl.store(places, values.to(look.dtype.element_ty), mask=valid & is_look)
+    column = tl.arange(0, BLOCK)[None, :]
+    valid = inside[:, None] & (column < CHANNELS - 7)
+    source = tl.where(column < first_scale - 3, column + 3, column + 6)
+    values = tl.load(row[:, None] + source, mask=valid, other=0.0)
+    if COLOR_RESIDUAL:
+        is_color = valid & (column < 3)
+        sample = (view.to(tl.int64)[:, None] * 3 + tl.minimum(column, 2)) * (HEIGHT * WIDTH)
+        sample += (y * WIDTH + x)[:, None]
+        color = tl.load(images + sample, mask=is_color, other=0.5).to(tl.float32)
+        values += (color - 0.5) * INVERSE_BAND0
+    tl.store(look + place[:, None] * (CHANNELS - 7) + column, values.to(look.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def _number(row, inside):
+    """A channel of each pixel; rows are read again as wholes, so that this costs no memory traffic."""
+    return tl.load(row, mask=inside, other=0.0)

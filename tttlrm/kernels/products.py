@@ -3,13 +3,18 @@
 A product of T tokens leaves results of T x 3072 numbers; reading them again only to apply an activation costs a third
 as long as the product itself. Sums are float32; the operands are read through the Hopper copy engine.
 
+On GPUs of compute capability 9.x the kernels of :mod:`tttlrm.kernels.split` run instead of those here where they can
+(:func:`_split_kernels`); both compute the same.
+
 Dimension letters: T tokens, d model width, h hidden width of the fast weights or the MLP.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 import triton
@@ -17,17 +22,23 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from tttlrm.kernels.choice import SPLIT_COLUMNS, split_takes, split_tried
+
 HEAD_NORM_EPS = torch.finfo(torch.float32).eps
 UNIT_LENGTH_EPS = 1e-5
-PARTIAL_COLUMNS = 128
+PARTIAL_COLUMNS = SPLIT_COLUMNS
 """Squares are summed over this many columns at a time, see :func:`project_silu`."""
 
-_SILU, _GELU, _HEAD_NORM = 0, 1, 2
+_CODES = {"silu": 0, "gelu": 1, "heads": 2}
+"""Of the kernel's WHAT."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is cut: rows, columns and depth of a tile, warps, and tiles that are read ahead."""
+    """How a kernel here cuts a product: rows, columns and depth of a tile, warps, and tiles that are read ahead.
+
+    Functions that are given one use the kernels here on any GPU.
+    """
 
     rows: int
     columns: int
@@ -47,7 +58,7 @@ GATED = Tiling(128, 64, 64, 4, 3)
 UPDATE = Tiling(128, 64, 64, 4, 3)
 
 
-def project_silu(x: Tensor, weight: Tensor, tiling: Tiling = SILU) -> tuple[Tensor, Tensor]:
+def project_silu(x: Tensor, weight: Tensor, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
     """silu(x weight^T) of tokens x [T, d] by weight [3 d, d], and what the lengths of q and k are made of.
 
     Returns:
@@ -56,28 +67,28 @@ def project_silu(x: Tensor, weight: Tensor, tiling: Tiling = SILU) -> tuple[Tens
     """
     out = x.new_empty(x.shape[0], weight.shape[0])
     squares = x.new_empty(x.shape[0], 2 * x.shape[1] // PARTIAL_COLUMNS, dtype=torch.float32)
-    _project(x, weight, out, squares, _SILU, 0, tiling)
+    _project("silu", x, weight, out, squares, tiling)
     return out, squares
 
 
-def project_gelu(x: Tensor, weight: Tensor, tiling: Tiling = GELU) -> Tensor:
-    """gelu(x weight^T), the exact GELU, for x [T, d] and weight [h, d]: [T, h]."""
+def project_gelu(x: Tensor, weight: Tensor, tiling: Tiling | None = None) -> Tensor:
+    """gelu(x weight^T) for x [T, d] and weight [h, d]: [T, h]. The exact GELU, right to 4e-7 before it is rounded."""
     out = x.new_empty(x.shape[0], weight.shape[0])
-    _project(x, weight, out, x, _GELU, 0, tiling)
+    _project("gelu", x, weight, out, x, tiling)
     return out
 
 
-def project_heads(x: Tensor, weight: Tensor, norms: Tensor, tiling: Tiling = HEADS) -> Tensor:
+def project_heads(x: Tensor, weight: Tensor, norms: Tensor, tiling: Tiling | None = None) -> Tensor:
     """x weight^T with RMSNorm on each head of q and k, for x [T, d], weight [3 d, d] and norms [2, head] (float32).
 
     Returns q, k and v side by side, [T, 3 d].
     """
     out = x.new_empty(x.shape[0], weight.shape[0])
-    _project(x, weight, out, norms, _HEAD_NORM, norms.shape[1], tiling)
+    _project("heads", x, weight, out, norms, tiling)
     return out
 
 
-def gated(qkv: Tensor, squares: Tensor, outer: Tensor, tiling: Tiling = GATED) -> Tensor:
+def gated(qkv: Tensor, squares: Tensor, outer: Tensor, tiling: Tiling | None = None) -> Tensor:
     """silu(q w0) * (q w2) for q of unit length.
 
     Args:
@@ -89,6 +100,13 @@ def gated(qkv: Tensor, squares: Tensor, outer: Tensor, tiling: Tiling = GATED) -
     """
     tokens, width, hidden = qkv.shape[0], outer.shape[0], outer.shape[1] // 2
     out = qkv.new_empty(tokens, hidden)
+    if not tokens:
+        return out
+    split = None if tiling else _split_kernels(qkv, width, hidden)
+    if split is not None:
+        split.gated(qkv, outer, out, squares, split.plan("gated", width, hidden, eps=UNIT_LENGTH_EPS))
+        return out
+    tiling = tiling or GATED
     _launch(
         _gated_kernel,
         tiling,
@@ -106,7 +124,7 @@ def gated(qkv: Tensor, squares: Tensor, outer: Tensor, tiling: Tiling = GATED) -
 
 
 def update_terms(
-    qkv: Tensor, squares: Tensor, rates: Tensor, outer: Tensor, inner: Tensor, tiling: Tiling = UPDATE
+    qkv: Tensor, squares: Tensor, rates: Tensor, outer: Tensor, inner: Tensor, tiling: Tiling | None = None
 ) -> tuple[Tensor, Tensor]:
     """What the directions of the fast weights' update are products of, with k and v.
 
@@ -125,6 +143,14 @@ def update_terms(
     tokens, (width, hidden) = qkv.shape[0], inner.shape
     outer_terms = qkv.new_empty(tokens, 2 * hidden)
     inner_terms = torch.mm(qkv[:, 2 * width :], inner)  # e; becomes the terms in place
+    if not tokens:
+        return outer_terms, inner_terms
+    split = None if tiling else _split_kernels(qkv, width, hidden)
+    if split is not None:
+        plan = split.plan("update", width, hidden, eps=UNIT_LENGTH_EPS)
+        split.update(qkv, outer, outer_terms, inner_terms, squares, rates, plan)
+        return outer_terms, inner_terms
+    tiling = tiling or UPDATE
     _launch(
         _update_kernel,
         tiling,
@@ -143,8 +169,45 @@ def update_terms(
     return outer_terms, inner_terms
 
 
-def _project(x: Tensor, weight: Tensor, out: Tensor, extra: Tensor, what: int, head: int, tiling: Tiling) -> None:
-    if x.shape[1] % tiling.columns:
+def _split_kernels(x: Tensor, width: int, outputs: int) -> ModuleType | None:
+    """The kernels of :mod:`tttlrm.kernels.split` if they make this product of x; otherwise None.
+
+    This is the one place where that is decided.
+    """
+    if not x.is_cuda or not split_takes(torch.cuda.get_device_capability(x.device), width, outputs):
+        return None
+    return _imported_split()
+
+
+@functools.cache
+def _imported_split() -> ModuleType | None:
+    if not split_tried(triton.__version__):
+        return None
+    try:
+        from tttlrm.kernels import split
+    except ImportError:
+        return None
+    return split
+
+
+def _project(
+    what: Literal["silu", "gelu", "heads"],
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    extra: Tensor,
+    tiling: Tiling | None,
+) -> None:
+    if not len(x):
+        return
+    width, outputs = x.shape[1], out.shape[1]
+    head = extra.shape[1] if what == "heads" else 0
+    split = None if tiling else _split_kernels(x, width, outputs)
+    if split is not None:
+        split.project(x, weight, out, extra, split.plan(what, width, outputs, head, HEAD_NORM_EPS))
+        return
+    tiling = tiling or {"silu": SILU, "gelu": GELU, "heads": HEADS}[what]
+    if width % tiling.columns:
         tiling = replace(tiling, columns=PARTIAL_COLUMNS)  # no tile is of q and of k
     _launch(
         _project_kernel,
@@ -154,9 +217,9 @@ def _project(x: Tensor, weight: Tensor, out: Tensor, extra: Tensor, what: int, h
         _descriptor(weight, tiling.columns, tiling.depth),
         _descriptor(out, tiling.rows, tiling.columns),
         extra,
-        WIDTH=x.shape[1],
-        OUTPUTS=out.shape[1],
-        WHAT=what,
+        WIDTH=width,
+        OUTPUTS=outputs,
+        WHAT=_CODES[what],
         HEAD=head,
         EPS=HEAD_NORM_EPS,
         PART=PARTIAL_COLUMNS,
