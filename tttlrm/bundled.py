@@ -66,8 +66,8 @@ BUNDLED = {
             "full",
             "1f67fa2be446bdf6b0c550a5ae435392c300c2d77c0393469dff1efc04b965e4",
         ),
-        BundledModel("tiny-room", "room", "full", "5f63c23bfff0928c4a3fa099d5098c2630b34a7bac0ce0cf985a8e0dd7c622af"),
-        BundledModel("tiny-room-ar", "room", "ar", "0e2c694cf05b8e9f510bef13b91ecdb89d88f98a238dd7c91fac2023c96f9811"),
+        BundledModel("tiny-room", "room", "full", "da822f7d2e8e29d8775e9fa971ea2ecbc5833e2bc929de3b23c87f2717b1e680"),
+        BundledModel("tiny-room-ar", "room", "ar", "f8bcb00fb3dc6334a45af1bc263d0b166fa6644ccb3f7aacf6dd34d36a844abf"),
     )
 }
 
