@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tttlrm import fast_weights
-from tttlrm.attention import attention
+from tttlrm.attention import attention, require_backend
 from tttlrm.blocks import INVERSE_SOFTPLUS, LAYER_NORM_EPS, MLP, Block, FastWeightLayer, Pass, Sublayer, WindowAttention
 from tttlrm.cameras import Views
 from tttlrm.config import Compute, ModelConfig, Schedule
@@ -188,7 +188,12 @@ class AcceleratedModel:
 
 
 def accelerate(model: TTTLRM, compute: Compute) -> TTTLRM | AcceleratedModel:
-    """The accelerated form of a model where there is one for it and its device; otherwise the model itself."""
+    """The accelerated form of a model where there is one for it and its device; otherwise the model itself.
+
+    Raises:
+        BackendUnavailableError: the attention backend is not installed.
+    """
+    require_backend(compute.attention_backend)  # now, for its libraries may take seconds to load
     if compute.dtype is None or why_not(model, compute) is not None:
         return model
     return AcceleratedModel(model, compute.dtype)

@@ -58,6 +58,13 @@ def test_resize_matches_golden(tmp_path: Path) -> None:
     torch.testing.assert_close(views.intrinsics[0].float(), golden["out_fxfycxcy"], rtol=1e-6, atol=0)
 
 
+def test_views_are_read_in_inference_mode_too(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, [noise(8, 12), noise(8, 12, seed=1)])
+    with torch.inference_mode():
+        views = load_views(scene, [0, 1])
+        assert torch.equal(views.images + 0, load_views(scene, [0, 1]).images)
+
+
 def test_views_hold_pixels_poses_and_intrinsics(tmp_path: Path) -> None:
     pixels = [noise(8, 12, seed=i) for i in range(4)]
     scene = make_scene(tmp_path, pixels)

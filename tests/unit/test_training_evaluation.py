@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,35 @@ def test_evaluate_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for part in ("# tiny-object", "the command", card["weights_sha256"], "## Results", "## Limits", "16x16"):
         assert part in text
     assert find_trained(exported).settings == find_trained(run).settings
+
+
+def test_a_card_names_the_runs_before_its_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.main([str(run), "-o", str(tmp_path / "first")]) == 0
+    first = tmp_path / "first" / "tiny-object.safetensors"
+    later = tmp_path / "later"
+    later.mkdir()
+    shutil.copy(first, later)
+    card = json.loads(first.with_suffix(".json").read_text())
+    began = card | {
+        "initial_weights_sha256": card["weights_sha256"],
+        "command": "the later command",
+        "commit": "c0ffee-dirty",
+    }
+    (later / "tiny-object.json").write_text(json.dumps(began))
+
+    options = ["-o", str(tmp_path / "out"), "--before", str(first.with_suffix(".json")), "--became", "c0de"]
+    assert export.main([str(later / "tiny-object.safetensors"), *options]) == 0
+    exported = tmp_path / "out" / "tiny-object.safetensors"
+    assert exported.read_bytes() == first.read_bytes()
+    text = exported.with_suffix(".md").read_text()
+    assert "- command: `the later command`" in text and "- commit: c0ffee-dirty, whose changes became c0de;" in text
+    assert f"- before: `the command` at commit {card['commit'] or 'not recorded'}: {card['steps']:,} steps" in text
+    assert f"- in all: {2 * card['steps']:,} steps" in text
+    assert json.loads(exported.with_suffix(".json").read_text())["before"]["settings"] == card["settings"]
+
+    capsys.readouterr()
+    assert export.main([str(first), *options]) == 2
+    assert "is of other weights than those that the run began with" in capsys.readouterr().err
 
 
 def test_export_refuses_a_file_that_is_too_large(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

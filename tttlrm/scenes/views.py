@@ -51,7 +51,8 @@ def load_views(
     if min(height, width) < 1:
         raise SceneError(f"{scene.file}: cannot resize images to {width}x{height} pixels (width x height)")
 
-    images = torch.empty(len(indices), 3, height, width)
+    with torch.inference_mode(False):  # the threads do not inherit the caller's mode, and could not write otherwise
+        images = torch.empty(len(indices), 3, height, width)
 
     def read(position: int) -> None:
         index = indices[position]

@@ -40,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--max-megabytes", type=float, default=16.0, help="refuse a larger file (MB of 10^6 bytes)")
     parsed = parser.parse_args(arguments)
     try:
-        weights = export(
-            parsed.run, parsed.output, parsed.max_megabytes, parsed.records, parsed.before, parsed.became
-        )
+        weights = export(parsed.run, parsed.output, parsed.max_megabytes, parsed.records, parsed.before, parsed.became)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
