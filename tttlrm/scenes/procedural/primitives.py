@@ -64,17 +64,45 @@ def convex_intervals(kinds: Tensor, profiles: Tensor, origin: Vector, direction:
     Returns:
         enter, leave: [I, S, R]; enter > leave where the ray misses.
     """
-    middle = -dot(origin, direction) / dot(direction, direction)
-    origin = along(origin, direction, middle)  # nearest to the solid's centre: keeps the roots below well conditioned
+    origin, middle = _nearest(origin, direction)
     enter, leave = _slab(origin[2], direction[2])
-    enter_x, leave_x = _slab(origin[0], direction[0])
-    enter_y, leave_y = _slab(origin[1], direction[1])
+    low_box, high_box = _sides(origin, direction)
     low, high = _quadric_interval(profiles, origin, direction)
     box = kinds == Kind.BOX
-    enter = torch.maximum(enter, torch.where(box, torch.maximum(enter_x, enter_y), low))
-    leave = torch.minimum(leave, torch.where(box, torch.minimum(leave_x, leave_y), high))
+    enter = torch.maximum(enter, torch.where(box, low_box, low))
+    leave = torch.minimum(leave, torch.where(box, high_box, high))
     absent = torch.where(kinds == Kind.NONE, torch.inf, 0.0)
     return enter + (middle + absent), leave + middle
+
+
+def box_interval(profiles: Tensor, origin: Vector, direction: Vector) -> tuple[Tensor, Tensor]:
+    """:func:`convex_intervals` of boxes, which have no profiles."""
+    origin, middle = _nearest(origin, direction)
+    return _within(origin, direction, middle, _sides(origin, direction))
+
+
+def round_interval(profiles: Tensor, origin: Vector, direction: Vector) -> tuple[Tensor, Tensor]:
+    """:func:`convex_intervals` of spheres, cylinders and cones."""
+    origin, middle = _nearest(origin, direction)
+    return _within(origin, direction, middle, _quadric_interval(profiles, origin, direction))
+
+
+def _nearest(origin: Vector, direction: Vector) -> tuple[Vector, Tensor]:
+    """The ray's point nearest to the solid's centre, which keeps roots well conditioned, and its parameter."""
+    middle = -dot(origin, direction) / dot(direction, direction)
+    return along(origin, direction, middle), middle
+
+
+def _sides(origin: Vector, direction: Vector) -> tuple[Tensor, Tensor]:
+    enter_x, leave_x = _slab(origin[0], direction[0])
+    enter_y, leave_y = _slab(origin[1], direction[1])
+    return torch.maximum(enter_x, enter_y), torch.minimum(leave_x, leave_y)
+
+
+def _within(origin: Vector, direction: Vector, middle: Tensor, around: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Between top and bottom, and in the interval ``around`` the axis."""
+    enter, leave = _slab(origin[2], direction[2])
+    return torch.maximum(enter, around[0]) + middle, torch.minimum(leave, around[1]) + middle
 
 
 def box_exit(origin: Vector, direction: Vector) -> Tensor:
@@ -92,10 +120,7 @@ def torus_entry(tube: Tensor, origin: Vector, direction: Vector, near: Tensor | 
     Args:
         tube: the tube's radius (the ring's is 1), broadcasting to [I, S, R], as the components do.
     """
-    length = dot(direction, direction).sqrt()
-    unit = (direction[0] / length, direction[1] / length, direction[2] / length)
-    middle = -dot(origin, unit)
-    origin = along(origin, unit, middle)
+    length, unit, middle, origin = _unit_ray(origin, direction)
     radius2 = dot(origin, origin)
     k = radius2 + 1.0 - tube * tube
     quadratic = 2.0 * k - 4.0 * (unit[0] * unit[0] + unit[1] * unit[1])
@@ -119,6 +144,20 @@ def torus_entry(tube: Tensor, origin: Vector, direction: Vector, near: Tensor | 
     root = _polish_torus(root, tube, origin, unit)
     hit = (first | second) & (radius2 < (1.0 + tube) ** 2)
     return torch.where(hit, (root + middle) / length, torch.inf)
+
+
+def passes_torus(tube: Tensor, origin: Vector, direction: Vector) -> Tensor:
+    """Whether a ray comes as near to the centre as the torus is large: only then can it be entered."""
+    nearest = _unit_ray(origin, direction)[3]
+    return dot(nearest, nearest) < (1.0 + tube) ** 2
+
+
+def _unit_ray(origin: Vector, direction: Vector) -> tuple[Tensor, Vector, Tensor, Vector]:
+    """The direction's length, the unit direction, the parameter of the point nearest to the centre, and that point."""
+    length = dot(direction, direction).sqrt()
+    unit = (direction[0] / length, direction[1] / length, direction[2] / length)
+    middle = -dot(origin, unit)
+    return length, unit, middle, along(origin, unit, middle)
 
 
 def _slab(origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:

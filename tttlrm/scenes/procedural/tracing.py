@@ -26,9 +26,10 @@ from tttlrm.scenes.procedural.primitives import (
     transform,
 )
 from tttlrm.scenes.procedural.shading import gather_surface, shade, surface_table
+from tttlrm.scenes.procedural.sparse import convex_intervals_where_present, torus_entries_where_present
 
 NEAR = 1e-3
-_WORK_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
+_WORK_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
 """Rays times surfaces."""
 
 
@@ -105,34 +106,54 @@ def trace(scenes: SceneParameters, origin: Vector, direction: Vector) -> tuple[T
         surface: [I, R] int64, number of the surface.
     """
     layout, shapes = scenes.layout, scenes.shapes
+    intervals = _where_present if _sparse(direction[0]) else _everywhere
+    enter, leave, entries = intervals(scenes, origin, direction)
+    times = [*_solid_times(layout, shapes.operations, enter, leave), entries]
+    if layout.room:
+        walls, here, step = shapes.world_to_local[:, -1:, ..., None], _for_surfaces(origin), _for_surfaces(direction)
+        times.append(box_exit(transform(walls, here, translate=True), transform(walls, step, translate=False)))
+    if torch.compiler.is_compiling():
+        # Triton fails on a reduction over so many different things that computes them as well.
+        torch._dynamo.graph_break()
+    distance, surface = torch.cat(times, dim=1).min(dim=1)
+    return distance, surface
+
+
+def _everywhere(scenes: SceneParameters, origin: Vector, direction: Vector) -> tuple[Tensor, Tensor, Tensor]:
+    """Intervals in all convex solids and modifiers [I, S, R], and entries into all tori [I, S, R]."""
+    layout, shapes = scenes.layout, scenes.shapes
     matrices = shapes.world_to_local[..., None]
     wide_origin, wide_direction = _for_surfaces(origin), _for_surfaces(direction)
     convex = layout.solids + layout.modifiers
+    rings = slice(convex, convex + layout.tori)
     enter, leave = convex_intervals(
         shapes.kinds[:, :convex, None],
         shapes.profiles[:, :convex, None],
         transform(matrices[:, :convex], wide_origin, translate=True),
         transform(matrices[:, :convex], wide_direction, translate=False),
     )
-    times = _solid_times(layout, shapes.operations, enter, leave)
-    rings = slice(convex, convex + layout.tori)
     entries = torus_entry(
         shapes.profiles[:, rings, None, 0],
         transform(matrices[:, rings], wide_origin, translate=True),
         transform(matrices[:, rings], wide_direction, translate=False),
         NEAR,
     )
-    times.append(torch.where(shapes.kinds[:, rings, None] > 0, entries, torch.inf))
-    if layout.room:
-        walls = matrices[:, -1:]
-        times.append(
-            box_exit(transform(walls, wide_origin, translate=True), transform(walls, wide_direction, translate=False))
-        )
-    if torch.compiler.is_compiling():
-        # Triton fails on a reduction over so many different things that computes them as well.
-        torch._dynamo.graph_break()
-    distance, surface = torch.cat(times, dim=1).min(dim=1)
-    return distance, surface
+    return enter, leave, torch.where(shapes.kinds[:, rings, None] > 0, entries, torch.inf)
+
+
+def _where_present(scenes: SceneParameters, origin: Vector, direction: Vector) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without what is not there."""
+    layout, shapes = scenes.layout, scenes.shapes
+    convex = layout.solids + layout.modifiers
+    rings = slice(convex, convex + layout.tori)
+    kinds, profiles, matrices = shapes.kinds, shapes.profiles, shapes.world_to_local
+    enter, leave = convex_intervals_where_present(
+        kinds[:, :convex], profiles[:, :convex], matrices[:, :convex], origin, direction
+    )
+    entries = torus_entries_where_present(
+        kinds[:, rings], profiles[:, rings, 0], matrices[:, rings], origin, direction, NEAR
+    )
+    return enter, leave, entries
 
 
 def _solid_times(layout: Layout, operations: Tensor, enter: Tensor, leave: Tensor) -> list[Tensor]:
@@ -194,6 +215,11 @@ def _occlusion(scenes: SceneParameters) -> Callable[[Vector, Vector], Tensor] | 
     if not scenes.layout.room:
         return None
     return lambda point, offset: trace(scenes, point, offset)[0] < 1.0
+
+
+def _sparse(tensor: Tensor) -> bool:
+    """Whether to look what is there, and compute only that."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _sample_rays(
