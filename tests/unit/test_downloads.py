@@ -259,11 +259,12 @@ def test_the_client_says_nothing_of_its_own(
     from huggingface_hub.utils import logging
 
     monkeypatch.setattr("time.sleep", lambda seconds: None)
+    client = huggingface_hub.HfApi(endpoint=server.endpoint)  # its import sets up logging
     server.status, before = 503, logging.get_verbosity()
     logging.enable_propagation()  # to where the test hears it
     try:
         with pytest.raises(huggingface_hub.errors.HfHubHTTPError):
-            list(huggingface_hub.HfApi(endpoint=server.endpoint).list_repo_tree(REPOSITORY))
+            list(client.list_repo_tree(REPOSITORY))
         assert "Retrying" in caplog.text
         caplog.clear()
         with pytest.raises(DownloadError, match="status 503"):
