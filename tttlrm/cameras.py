@@ -36,8 +36,14 @@ class Cameras:
 
     @property
     def world_to_camera(self) -> Tensor:
-        """[..., V, 4, 4], by the inverse of a rigid transform in the matrices' own precision."""
-        return torch.linalg.inv(self.camera_to_world)
+        """[..., V, 4, 4], by the inverse of a rigid transform in the matrices' own precision.
+
+        Raises torch.linalg.LinAlgError for a matrix without inverse, on a CPU: on a GPU that would wait for the device.
+        """
+        inverse: Tensor = torch.linalg.inv_ex(
+            self.camera_to_world, check_errors=self.camera_to_world.device.type == "cpu"
+        ).inverse
+        return inverse
 
     def select(self, views: Tensor | list[int] | range) -> Cameras:
         """The cameras at these positions (of the V axis), in this order."""

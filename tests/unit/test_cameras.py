@@ -111,6 +111,12 @@ def test_cameras_in_one_place_cannot_be_normalised() -> None:
         normalize_poses(torch.eye(4, dtype=torch.float64).repeat(3, 1, 1), "first")
 
 
+def test_a_singular_pose_has_no_inverse() -> None:
+    flat = Cameras(torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4), 8, 8)
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        _ = flat.world_to_camera
+
+
 def test_opposite_cameras_have_no_mean() -> None:
     poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
     poses[1, :3, :3] = torch.diag(torch.tensor([-1.0, 1.0, -1.0]))

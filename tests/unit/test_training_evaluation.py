@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from tests.training_cases import make_batch, make_settings
-from tttlrm.checkpoints import digest, load_model
+from tttlrm.checkpoints import digest, load_model, save_model
 from tttlrm.errors import CheckpointError, UserError
+from tttlrm.model import TTTLRM
 from tttlrm.scenes.procedural import ProceduralSpec, write_scene
 from tttlrm.training import evaluate, export
 from tttlrm.training.baselines import mean_color, nearest_view
@@ -155,9 +157,54 @@ def test_a_card_names_the_runs_before_its_own(run: Path, tmp_path: Path, capsys:
     assert f"- in all: {2 * card['steps']:,} steps" in text
     assert json.loads(exported.with_suffix(".json").read_text())["before"]["settings"] == card["settings"]
 
+    # Or it began with the run's own weights, before they were exported.
+    beside = began | {"initial_weights_sha256": card["run_weights_sha256"]}
+    (later / "tiny-object.json").write_text(json.dumps(beside))
+    assert export.main([str(later / "tiny-object.safetensors"), *options]) == 0
+
     capsys.readouterr()
     assert export.main([str(first), *options]) == 2
     assert "is of other weights than those that the run began with" in capsys.readouterr().err
+
+
+def test_the_mean_of_two_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.main([str(run), "-o", str(tmp_path / "one")]) == 0
+    one, two = (tmp_path / name / "tiny-object.safetensors" for name in ("one", "two"))
+    other = load_model(one)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    two.parent.mkdir()
+    save_model(other, two, torch.bfloat16)
+    card = json.loads(one.with_suffix(".json").read_text())
+    two.with_suffix(".json").write_text(json.dumps(card | {"weights_sha256": digest(two)}))
+
+    assert export.main([str(two), "-o", str(tmp_path / "mean"), "--mean-with", str(one)]) == 0
+    mean = load_model(tmp_path / "mean" / "tiny-object.safetensors")
+    for name, parameter in load_model(one).named_parameters():
+        expected = (parameter + load_model(two).get_parameter(name)) / 2
+        torch.testing.assert_close(mean.get_parameter(name), expected.bfloat16().float(), rtol=0, atol=0)
+    made = json.loads((tmp_path / "mean" / "tiny-object.json").read_text())
+    assert made["mean_of"] == [digest(one), digest(two)]
+    text = (tmp_path / "mean" / "tiny-object.md").read_text()
+    assert f"- mean of two models' weights, sha256 `{digest(one)}` and `{digest(two)}`" in text
+
+    wide = tmp_path / "wide" / "tiny-object.safetensors"
+    wide.parent.mkdir()
+    save_model(TTTLRM(dataclasses.replace(other.config, mlp_expansion=2)), wide)
+    wide.with_suffix(".json").write_text(json.dumps(card | {"weights_sha256": digest(wide)}))
+    assert export.main([str(one), "-o", str(tmp_path / "no"), "--mean-with", str(wide)]) == 2
+    assert "models of different shapes have no mean" in capsys.readouterr().err
+
+
+def test_a_card_says_that_its_run_was_stopped(run: Path, tmp_path: Path) -> None:
+    assert export.main([str(run), "-o", str(tmp_path)]) == 0
+    exported = tmp_path / "tiny-object.safetensors"
+    card = json.loads(exported.with_suffix(".json").read_text())
+    assert "stopped at" not in exported.with_suffix(".md").read_text()
+    exported.with_suffix(".json").write_text(json.dumps(card | {"steps": card["steps"] // 2}))
+    assert export.main([str(exported), "-o", str(tmp_path)]) == 0
+    assert "- stopped at 50% of its schedule" in exported.with_suffix(".md").read_text()
 
 
 def test_export_refuses_a_file_that_is_too_large(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,19 @@ def test_stages_are_valid_and_small(stage: str) -> None:
     assert (composed.initial_weights is not None) == stage.endswith("-ar")
 
 
+@pytest.mark.parametrize("stage", ["continued", "final", "more"])
+def test_later_stages_go_on_with_the_same_model(stage: str) -> None:
+    first, later = (compose([f"stage={s}", "output=out"]) for s in ("tiny-room", f"tiny-room-{stage}"))
+    assert (later.stage, later.model) == (first.stage, first.model)
+    assert (later.data.kind, later.schedule.kind) == ("room", "full")
+
+
+def test_the_wide_stage_is_as_large() -> None:
+    assert compose(["stage=tiny-room-wide", "output=out"]).model != compose(["stage=tiny-room", "output=out"]).model
+    assert abs(parameters("tiny-room-wide") / parameters("tiny-room") - 1) < 0.1
+    assert 2 * parameters("tiny-room-wide") <= 16e6 * 0.98
+
+
 def test_attention_model_is_comparable() -> None:
     ours, theirs = (compose([f"stage={s}", "output=out"]) for s in ("tiny-object", "tiny-object-attention"))
     assert theirs.model.mixer == "attention"

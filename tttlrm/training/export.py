@@ -21,6 +21,8 @@ from tttlrm.checkpoints import digest, load_model, save_model
 from tttlrm.errors import UserError
 from tttlrm.files import atomic_path, write_json, write_text
 from tttlrm.training.figures import records_markdown
+from tttlrm.training.progress import Plan, Position
+from tttlrm.training.settings import TrainingSettings
 from tttlrm.training.trained import TrainedModel, find_trained
 from tttlrm.training.trainer import CURVE, VALIDATION
 
@@ -36,11 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("-o", "--output", type=Path, required=True, help="folder that the three files are written to")
     add("--records", type=Path, help="folder of evaluation records, whose results the card then shows")
     add("--before", type=Path, help="card (.json) of the exported model whose weights the run began with")
+    add("--mean-with", type=Path, help="exported model of the same shape: the weights become the mean of both")
     add("--became", help="the commit that local changes became, where the run says that there were some")
     add("--max-megabytes", type=float, default=16.0, help="refuse a larger file (MB of 10^6 bytes)")
     parsed = parser.parse_args(arguments)
     try:
-        weights = export(parsed.run, parsed.output, parsed.max_megabytes, parsed.records, parsed.before, parsed.became)
+        options = {key: value for key, value in vars(parsed).items() if key not in ("run", "output")}
+        weights = export(parsed.run, parsed.output, **options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -55,6 +59,7 @@ def export(
     records: Path | None = None,
     before: Path | None = None,
     became: str | None = None,
+    mean_with: Path | None = None,
 ) -> Path:
     """Write the model and its card. Returns the path of the weights.
 
@@ -63,6 +68,7 @@ def export(
         records: folder of evaluation records; those of the run's or the exported weights are shown in the card.
         before: card of the model whose weights the run began with.
         became: the commit that local changes to the run's code became.
+        mean_with: exported model of the same shape; the result has the mean of both models' weights.
     """
     if not run.exists():
         raise UserError(f"{run}: no such run or file")
@@ -72,8 +78,14 @@ def export(
         raise UserError(f"{run}: the model takes {size / 1e6:.1f} MB in bf16, more than {max_megabytes:g} MB")
     output.mkdir(parents=True, exist_ok=True)
     weights = output / f"{trained.name}.safetensors"
-    _write_weights(trained.weights, weights, exported=run.is_file())
-    card = _card(trained, weights, run)
+    if mean_with is None:
+        _write_weights(trained.weights, weights, exported=run.is_file())
+        mean_of = {}
+    else:
+        parts = (find_trained(mean_with), trained)
+        _write_mean(parts, weights)
+        mean_of = {"mean_of": [part.summary["weights_sha256"] for part in parts]}
+    card = _card(trained, weights, run) | mean_of
     if before is not None:
         card["before"] = _earlier_run(before, card["initial_weights_sha256"])
     if became is not None:
@@ -90,6 +102,17 @@ def _write_weights(source: Path, target: Path, exported: bool) -> None:
     elif source.resolve() != target.resolve():
         with atomic_path(target) as partial:
             shutil.copyfile(source, partial)
+
+
+def _write_mean(parts: Sequence[TrainedModel], target: Path) -> None:
+    """The mean of several models' weights, in bf16."""
+    models = [load_model(part.weights) for part in parts]
+    if len({model.config for model in models}) > 1:
+        raise UserError(f"{' and '.join(str(part.weights) for part in parts)}: models of different shapes have no mean")
+    with torch.no_grad():
+        for parameters in zip(*(model.parameters() for model in models), strict=True):
+            parameters[0].copy_(torch.stack(parameters).mean(0))
+    save_model(models[0], target, torch.bfloat16)
 
 
 def _card(trained: TrainedModel, weights: Path, run: Path) -> dict[str, Any]:
@@ -122,7 +145,7 @@ def _earlier_run(path: Path, weights_sha256: str | None) -> dict[str, Any]:
         earlier = {key: card[key] for key in _EARLIER}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a readable model card ({error})") from error
-    if earlier["weights_sha256"] != weights_sha256:
+    if weights_sha256 not in (earlier["weights_sha256"], card.get("run_weights_sha256")):
         raise UserError(f"{path}: is of other weights than those that the run began with (sha256 differs)")
     return earlier | {key: card[key] for key in ("changes_became", "before") if key in card}
 
@@ -133,6 +156,12 @@ def _history(card: dict[str, Any]) -> list[dict[str, Any]]:
     while runs[0].get("before"):
         runs.insert(0, runs[0]["before"])
     return runs
+
+
+def _share_of_schedule(card: dict[str, Any]) -> float:
+    """How much of its schedule a run went through, from 0 to 1."""
+    settings = TrainingSettings.from_dict(card["settings"])
+    return Plan(settings.phases, settings.budget).progress(Position(step=card["steps"], seconds=card["seconds"]))
 
 
 def _commit(run: dict[str, Any]) -> str:
@@ -177,6 +206,12 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
         f"- phases: {phases}",
         f"- weights: {card['weights_bytes']:,} bytes, bf16, sha256 `{card['weights_sha256']}`",
     ]
+    done = _share_of_schedule(card)
+    if done < 1:
+        lines.append(f"- stopped at {done:.0%} of its schedule: the weights are the running mean at that step")
+    if card.get("mean_of"):
+        of = " and ".join(f"`{part}`" for part in card["mean_of"])
+        lines.append(f"- mean of two models' weights, sha256 {of}")
     if card["initial_weights_sha256"]:
         lines.append(f"- fine-tuned from weights of sha256 `{card['initial_weights_sha256']}`")
     history = _history(card)

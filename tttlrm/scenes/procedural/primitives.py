@@ -65,14 +65,10 @@ def convex_intervals(kinds: Tensor, profiles: Tensor, origin: Vector, direction:
         enter, leave: [I, S, R]; enter > leave where the ray misses.
     """
     origin, middle = _nearest(origin, direction)
-    enter, leave = _slab(origin[2], direction[2])
-    low_box, high_box = _sides(origin, direction)
-    low, high = _quadric_interval(profiles, origin, direction)
-    box = kinds == Kind.BOX
-    enter = torch.maximum(enter, torch.where(box, low_box, low))
-    leave = torch.minimum(leave, torch.where(box, high_box, high))
-    absent = torch.where(kinds == Kind.NONE, torch.inf, 0.0)
-    return enter + (middle + absent), leave + middle
+    box, sides, quadric = kinds == Kind.BOX, _sides(origin, direction), _quadric_interval(profiles, origin, direction)
+    around = torch.where(box, sides[0], quadric[0]), torch.where(box, sides[1], quadric[1])
+    enter, leave = _within(origin, direction, middle, around)
+    return enter + torch.where(kinds == Kind.NONE, torch.inf, 0.0), leave
 
 
 def box_interval(profiles: Tensor, origin: Vector, direction: Vector) -> tuple[Tensor, Tensor]:

@@ -220,7 +220,7 @@ def _paths(draws: Draws, half: Tensor, center: Tensor, yaw: Tensor, against_wall
 
 
 def _waves(draws: Draws, progress: Tensor, count: int) -> Tensor:
-    """[B, count, C], from about -1 to 1: one to three turns back and forth, and not quite regular."""
+    """[B, count, C], from about -1 to 1: one or two times back and forth, and not quite regular."""
     turns, phase = draws.uniform(count, 1, low=0.7, high=2.5), draws.uniform(count, 1)
     wave = (2 * math.pi * (turns * progress + phase)).sin()
     return wave + 0.3 * draws.normal(count, len(progress)).clamp(-1.5, 1.5)
