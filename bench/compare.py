@@ -10,8 +10,8 @@ import argparse
 import io
 import re
 import subprocess
-import tarfile
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -222,7 +222,7 @@ def _gain(difference: Difference) -> str:
 
 def _export(revision: str, path: str, folder: Path) -> None:
     """Write the files of a folder in a revision, through ``git archive``."""
-    command = ["git", "archive", "--format=tar", revision, "--", path or "."]
+    command = ["git", "archive", "--format=zip", revision, "--", path or "."]
     try:
         done = subprocess.run(command, capture_output=True, check=True)
     except FileNotFoundError:
@@ -230,5 +230,5 @@ def _export(revision: str, path: str, folder: Path) -> None:
     except subprocess.CalledProcessError as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or ["git archive failed"]
         raise UserError(f"{revision}:{path}: {lines[0]}") from None
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+    with zipfile.ZipFile(io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder)

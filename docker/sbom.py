@@ -64,7 +64,12 @@ def python_packages(metadata: bytes, folder: Path) -> dict[str, Any]:
     venv.create(folder / "environment", with_pip=False, symlinks=True)
     (packages,) = (folder / "environment").glob("lib/python3*/site-packages")
     with tarfile.open(fileobj=BytesIO(metadata)) as archive:
-        archive.extractall(packages, filter="data")
+        # One by one: extractall's own safe way is missing in Python 3.11.2, which Debian 12 has.
+        for member in archive:
+            if not (packages / member.name).resolve().is_relative_to(packages.resolve()):
+                raise ValueError(f"{member.name}: a file of a package's metadata that lies outside of the packages")
+            if member.isfile():
+                archive.extract(member, packages)
     command = [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", "--of", "JSON"]
     command.append(str(folder / "environment/bin/python"))
     made: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)

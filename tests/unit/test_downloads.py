@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging as std_logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,8 +261,13 @@ def test_the_client_says_nothing_of_its_own(
 
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     client = huggingface_hub.HfApi(endpoint=server.endpoint)  # its import sets up logging
+    # Whatever other tests of this process left: it speaks, and to where the test hears it.
+    for name in ("huggingface_hub", "huggingface_hub.utils._http"):
+        monkeypatch.setattr(std_logging.getLogger(name), "disabled", False)
+    monkeypatch.setattr(std_logging.root.manager, "disable", 0)
+    logging.set_verbosity_warning()
+    logging.enable_propagation()
     server.status, before = 503, logging.get_verbosity()
-    logging.enable_propagation()  # to where the test hears it
     try:
         with pytest.raises(huggingface_hub.errors.HfHubHTTPError):
             list(client.list_repo_tree(REPOSITORY))
