@@ -106,7 +106,7 @@ test-cluster: $(VENV)/.stamp-dev ## run the tests on a real SLURM (needs root; i
 	@command -v slurmctld >/dev/null || slurm/testcluster install
 	@if ! slurm/testcluster status; then slurm/testcluster start; trap 'slurm/testcluster stop' EXIT; fi; \
 	eval "$$(slurm/testcluster env)"; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CLUSTER_WORKERS) --dist loadgroup -m cluster tests/integration/cluster $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CLUSTER_WORKERS) -m cluster tests/integration/cluster $(ARGS)
 
 # What the container engine and the tests of the image need, beside the project's own environment.
 IMAGE_TOOLS := build/image-tools

@@ -93,11 +93,18 @@ class Run:
 
     def finish(self, *more: str, timeout: float = 240) -> int:
         """Run the command to its end; its exit code."""
-        process = self.start(*more)
+        return self.wait(self.start(*more), timeout)
+
+    def wait(self, client: subprocess.Popen[str], timeout: float = 240) -> int:
+        """The exit code of a client that comes to its end; if it does not, what is known of its jobs."""
         try:
-            return process.wait(timeout)
+            return client.wait(timeout)
+        except subprocess.TimeoutExpired:
+            asked = (slurm("squeue", "-a"), slurm("sinfo", "-R"), slurm("scontrol", "show", "job"))
+            logs = [path.read_text() for path in sorted((self.work / "slurm" / "logs").glob("*_log.*"))]
+            raise AssertionError("\n".join((f"no end after {timeout:g} s", self.log, *asked, *logs))) from None
         finally:
-            process.kill()
+            client.kill()
 
     def misbehave(self, scene: str = "pass", every_rank: str = "pass") -> None:
         """Code that runs before each scene, on the rank that has its result, or on every rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -29,3 +30,14 @@ def run(cluster: None, tmp_path: Path) -> Iterator[Run]:
     left = made.submitted()
     if left:
         subprocess.run(["scancel", *left], timeout=60)
+
+
+@pytest.fixture
+def third_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The node tt3, of the partitions low and high, for one test at a time: those that use it take it from other jobs.
+
+    A lock of our own, because pytest-xdist 3.8's groups have no effect under pytest 9.2 (pytest-xdist issue 1386).
+    """
+    with (tmp_path_factory.getbasetemp().parent / "third-node.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

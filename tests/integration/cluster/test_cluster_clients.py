@@ -28,7 +28,7 @@ def test_a_lost_client_comes_back_to_its_jobs(run: Run) -> None:
     back = run.start()
     wait_until(lambda: "1 jobs were submitted before and are followed again" in run.log, "the client", lambda: run.log)
     run.let_go()
-    assert back.wait(240) == 0, run.log
+    assert run.wait(back) == 0, run.log
     assert run.batches() == before and len(run.records()) == 2 and once(run) and run.submitted() == []
 
 
@@ -61,7 +61,7 @@ def test_ctrl_c_detaches_and_a_second_client_may_watch_too(run: Run) -> None:
     assert "detached; 1 jobs go on without this command" in run.log
     assert f"scancel {run.batches()[0]}" in run.log
     run.let_go()
-    assert second.wait(240) == 0, run.log
+    assert run.wait(second) == 0, run.log
     assert len(run.batches()) == 1 and len(run.records()) == 2 and once(run) and run.submitted() == []
 
 
@@ -77,7 +77,7 @@ def test_without_accounting_the_queue_says_what_became_of_jobs(run: Run) -> None
     wait_until(lambda: len(run.submitted()) == 1 and run.records(), "one of two jobs to be settled", lambda: run.log)
     (job,) = run.submitted()
     slurm("scancel", job)
-    assert client.wait(240) == 1, run.log
+    assert run.wait(client) == 1, run.log
     assert {method: record.status for (method, _), record in run.records().items()} == {
         "gs-lrm": "failed",
         "tttlrm": "ok",

@@ -49,7 +49,7 @@ def test_a_killed_rank_is_recorded_and_the_other_cell_runs(run: Run) -> None:
     client = run.start("cells.sp_size=[2]")
     job = only_job(run)
     kill_all(rank_processes(1, job))
-    assert client.wait(240) == 1, run.log
+    assert run.wait(client) == 1, run.log
     failed, other = failed_and_other(run, 2)
     record = run.records()[failed, 2]
     assert record.status == "failed" and record.reason is not None
@@ -73,7 +73,7 @@ def test_the_time_limit_is_a_timeout(run: Run) -> None:
     client = run.start("cells.rows=[1]", "cluster.requeue=false")
     job = only_job(run)
     slurm("scontrol", "update", f"JobId={job}", "EndTime=now+2")
-    assert client.wait(240) == 1, run.log
+    assert run.wait(client) == 1, run.log
     record = run.records()["gs-lrm", 1]
     assert record.status == "timeout", record.reason
 
@@ -93,13 +93,13 @@ def test_cancelling_a_job_fails_its_cells_and_no_others(run: Run) -> None:
     wait_until(lambda: len(run.submitted()) == 1, "the other job to be settled", lambda: run.log)
     (job,) = run.submitted()
     slurm("scancel", job)
-    assert client.wait(240) == 1, run.log
+    assert run.wait(client) == 1, run.log
     record = run.records()["gs-lrm", 1]
     assert record.status == "failed" and record.reason is not None and "was cancelled" in record.reason
     assert run.records()["tttlrm", 1].status == "ok"
 
 
-@pytest.mark.xdist_group("third node")
+@pytest.mark.usefixtures("third_node")
 def test_a_lost_node_costs_nothing_that_was_done(run: Run) -> None:
     run.misbehave(scene="time.sleep(2)")
     client = run.start("profile.datasets.gso.scenes=4", "cells.rows=[1]", "cluster.partition=low")
@@ -112,6 +112,6 @@ def test_a_lost_node_costs_nothing_that_was_done(run: Run) -> None:
     os.kill(daemon, signal.SIGCONT)
     wait_until(lambda: "PENDING" in slurm("squeue", "-h", "-j", job, "-o", "%T"), "the job to be queued again")
     slurm("scontrol", "update", "NodeName=tt3", "State=RESUME")
-    assert client.wait(240) == 0, run.log
+    assert run.wait(client) == 0, run.log
     assert run.records()["gs-lrm", 1].status == "ok" and run.batches() == [job]
     assert set(run.scenes_computed().values()) == {1} and len(run.scenes_computed()) == 4

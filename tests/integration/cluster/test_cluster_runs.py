@@ -39,15 +39,15 @@ def make(run: Run, *arguments: str) -> None:
 
 def test_the_scaling_table_has_the_same_quality_for_every_sp_size_over_nodes(run: Run) -> None:
     run.table = "scaling"
-    make(run, "cells.rows=[1,4]", "cells.kinds=[quality]")
+    # In float64, for in float32 sums over other parts round otherwise: by up to 2.5e-5 of SSIM with these models.
+    make(run, "cells.rows=[1,4]", "cells.kinds=[quality]", "profile.precision=float64")
     assert len(run.batches()) == 3 and run.submitted() == [], "three sorts of jobs, three calls of sbatch"
     nodes = [slurm("sacct", "-X", "-n", "-P", "-o", "AllocNodes", "-j", job).strip() for job in run.batches()]
     assert sorted(nodes) == ["1", "1", "2"], "four ranks need both nodes"
     found = run.records()
     assert set(found) == {(method, ranks) for method in ("tttlrm-full", "tttlrm-ar") for ranks in (1, 2, 4)}
     for (method, ranks), record in found.items():
-        # Of float32 rounding, of which sums over other parts have another: 2.4e-5 was seen, in SSIM.
-        assert values(record) == pytest.approx(values(found[method, 1]), rel=1e-4), (method, ranks)
+        assert values(record) == pytest.approx(values(found[method, 1]), rel=1e-6), (method, ranks)
         assert [memory.rank for memory in record.memory] == list(range(ranks))
     assert len({record.environment.job for record in found.values()}) == 3
 
@@ -78,7 +78,7 @@ def test_jobs_of_a_kind_are_an_array_whose_replicas_split_the_scenes(run: Run) -
         assert [memory.rank for memory in record.memory] == [0, 1], "two replicas of one rank"
 
 
-@pytest.mark.xdist_group("third node")
+@pytest.mark.usefixtures("third_node")
 def test_a_preempted_job_goes_on_from_the_scenes_that_it_had(run: Run) -> None:
     run.misbehave(scene="time.sleep(1.5)")
     scenes = 6
@@ -87,7 +87,7 @@ def test_a_preempted_job_goes_on_from_the_scenes_that_it_had(run: Run) -> None:
     run.wait_for_scenes(2)
     (job,) = run.submitted()
     urgent = slurm("sbatch", "--parsable", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap=sleep 3")
-    assert client.wait(240) == 0, run.log
+    assert run.wait(client) == 0, run.log
     assert run.batches() == [job], "the scheduler started the job again, not the client"
     assert slurm("sacct", "-X", "-n", "-P", "-o", "State", "-j", urgent.strip()).strip() == "COMPLETED"
     started = run.events("started")
@@ -152,6 +152,6 @@ def test_a_rank_without_scontrol_is_requeued_from_outside(run: Run) -> None:
     run.wait_for_scenes(1)
     (job,) = run.submitted()
     slurm("scancel", "--signal=USR2", job)  # what a job is sent before it is stopped
-    assert client.wait(240) == 0, run.log
+    assert run.wait(client) == 0, run.log
     assert run.batches() == [job] and len(run.events("started")) == 2
     assert len(run.scenes_computed()) == 4 and set(run.scenes_computed().values()) == {1}

@@ -17,7 +17,7 @@ from tests.integration.container.engine import IMAGE, ROOT, Engine
 from tttlrm import __version__
 from tttlrm.lpips_weights import default_cache_dir, load_weights
 
-pytestmark = [pytest.mark.container, pytest.mark.xdist_group("container")]
+pytestmark = pytest.mark.container
 
 MACHINE = "image"
 QUICK = (

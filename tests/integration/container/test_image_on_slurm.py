@@ -17,7 +17,7 @@ from tests.integration.cluster.cases import Run, slurm, wait_until
 from tests.integration.cluster.conftest import cluster
 from tests.integration.container.engine import IMAGE, Engine
 
-pytestmark = [pytest.mark.container, pytest.mark.xdist_group("container")]
+pytestmark = pytest.mark.container
 
 __all__ = ["cluster"]  # the fixture
 
