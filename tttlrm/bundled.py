@@ -55,18 +55,18 @@ BUNDLED = {
     model.name: model
     for model in (
         BundledModel(
-            "tiny-object", "object", "full", "b7d1334d7bed45866a16bde80270d51713251c3ccb418ffd874fba8824ed254e"
+            "tiny-object", "object", "full", "721e6db7177b24fc7dc32b3ab400682cb9af4aa098f33c108ddbb4a6fc2f244b"
         ),
         BundledModel(
-            "tiny-object-ar", "object", "ar", "4483ef0562e3faa8bedc7a5ab3fc037331c23eb3ef44fdd86959a529abdd646d"
+            "tiny-object-ar", "object", "ar", "25c1cda0a9b216cba6e76d0fee5946614b10a5d20e04ca0ed6400cd48b183120"
         ),
         BundledModel(
             "tiny-object-attention",
             "object",
             "full",
-            "1f67fa2be446bdf6b0c550a5ae435392c300c2d77c0393469dff1efc04b965e4",
+            "1b67b77dba96c902c0be5735c0598cc09d0534bc6ab7e3e14502f8a673745075",
         ),
-        BundledModel("tiny-room", "room", "full", "da822f7d2e8e29d8775e9fa971ea2ecbc5833e2bc929de3b23c87f2717b1e680"),
+        BundledModel("tiny-room", "room", "full", "f2b976009ac2106546f80b091eea7f8ccc9ed7a2a6141cbde616e83ee857a8bd"),
         BundledModel("tiny-room-ar", "room", "ar", "f8bcb00fb3dc6334a45af1bc263d0b166fa6644ccb3f7aacf6dd34d36a844abf"),
     )
 }
