@@ -163,8 +163,9 @@ def test_a_card_names_the_runs_before_its_own(run: Path, tmp_path: Path, capsys:
     assert export.main([str(later / "tiny-object.safetensors"), *options]) == 0
 
     capsys.readouterr()
-    assert export.main([str(first), *options]) == 2
+    assert export.main([str(first), "-o", str(tmp_path / "none"), *options[2:]]) == 2
     assert "is of other weights than those that the run began with" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_mean_of_two_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

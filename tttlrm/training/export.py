@@ -76,6 +76,7 @@ def export(
     size = sum(parameter.numel() for parameter in load_model(trained.weights).parameters()) * 2
     if size > max_megabytes * 1e6:
         raise UserError(f"{run}: the model takes {size / 1e6:.1f} MB in bf16, more than {max_megabytes:g} MB")
+    earlier = None if before is None else _earlier_run(before, trained.summary["initial_weights_sha256"])
     output.mkdir(parents=True, exist_ok=True)
     weights = output / f"{trained.name}.safetensors"
     if mean_with is None:
@@ -86,8 +87,8 @@ def export(
         _write_mean(parts, weights)
         mean_of = {"mean_of": [part.summary["weights_sha256"] for part in parts]}
     card = _card(trained, weights, run) | mean_of
-    if before is not None:
-        card["before"] = _earlier_run(before, card["initial_weights_sha256"])
+    if earlier is not None:
+        card["before"] = earlier
     if became is not None:
         card["changes_became"] = became
     write_json(weights.with_suffix(".json"), card)
