@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from bench.figures import Figure
 
 _DATA = re.compile(r"data sha256:([0-9a-f]{64})")
 _SIZE = (7.0, 4.5)  # inches
+_LABEL_WIDTH = 0.12  # of the x axis, for a number of seven digits
 
 
 def can_draw() -> bool:
@@ -38,7 +41,7 @@ def draw(figure: Figure) -> str:
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
-        places = sorted({point.x for series in figure.series for point in series.points})
+        places = _ticks({point.x for series in figure.series for point in series.points}, figure.logarithmic)
         axes.set_xticks(places, [f"{x:,.0f}" for x in places])
         axes.set_xticks([], minor=True)
         axes.set(xlabel=figure.x_label, ylabel=figure.y_label, title=figure.title)
@@ -48,6 +51,20 @@ def draw(figure: Figure) -> str:
         metadata = {"Date": None, "Creator": None, "Description": f"data sha256:{figure.digest}"}
         canvas.savefig(text, format="svg", metadata=metadata)
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+def _ticks(places: Iterable[float], logarithmic: bool) -> list[float]:
+    """Those of the places, from the largest down, whose labels do not overlap, in rising order."""
+    at = math.log if logarithmic else float
+    kept: list[float] = []
+    least = 0.0
+    for place in sorted(places, reverse=True):
+        if not kept:
+            least = _LABEL_WIDTH * (at(place) - at(min(places)))
+        elif at(kept[-1]) - at(place) < least:
+            continue
+        kept.append(place)
+    return kept[::-1]
 
 
 def shows(svg: str, figure: Figure) -> bool:

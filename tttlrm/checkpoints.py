@@ -59,12 +59,13 @@ def load_model(
 
 
 def save_model(model: TTTLRM, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a model as safetensors with its configuration. Atomic: the file is whole or absent."""
+    """Write a model as safetensors with its configuration: the same bytes each time. Atomic: whole or absent."""
     state = {
         key: value.detach().to(device="cpu", dtype=dtype or value.dtype).contiguous()
         for key, value in model.state_dict().items()
     }
-    metadata = {"format": "tttlrm", "config": json.dumps(model.config.to_dict(), sort_keys=True)}
+    # A single entry: safetensors writes several in an order of chance, and the same model would get many digests.
+    metadata = {"config": json.dumps(model.config.to_dict(), sort_keys=True)}
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pytest
 
 from bench.devices import DeviceState
-from bench.figures import figures_of
+from bench.figures import Figure, Point, Series, figures_of
 from bench.formats import gain_estimate, mebibytes, number_estimate, seconds, seconds_estimate, significant
 from bench.latex import escape
 from bench.paper import load_paper
@@ -211,6 +212,16 @@ def test_plots_show_time_over_tokens_and_efficiency_over_ranks() -> None:
         assert series.points[1].low is not None and series.points[1].low < 0.8
     assert figures_of(make_table(tiny_plan("table=scaling").plan, {})) == []
     assert figures_of(make_table(tiny_plan().plan, {})) == []
+
+
+def test_labels_of_an_axis_do_not_overlap() -> None:
+    pytest.importorskip("matplotlib")
+    views = (16.0, 32.0, 64.0, 128.0, 256.0)
+    for logarithmic, labels in ((False, {"32", "64", "128", "256"}), (True, {f"{v:.0f}" for v in views})):
+        series = Series("model", tuple(Point(view, view, None, None) for view in views))
+        svg = draw(Figure("time", "title", "views", "time (s)", logarithmic, (series,)))
+        along_x = [line for line in svg.splitlines() if 'text-anchor: middle" x=' in line]
+        assert labels == {match[1] for line in along_x if (match := re.search(r">(\d+)</text>", line))}
 
 
 def test_plots_are_drawn_the_same_each_time_and_known_by_their_data(tmp_path: Path) -> None:

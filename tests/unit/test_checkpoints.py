@@ -152,6 +152,13 @@ def test_wrong_configuration_in_the_file(tmp_path: Path, config: str) -> None:
         load_model(tmp_path / "m.safetensors")
 
 
+def test_the_same_model_makes_the_same_file(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for path in paths:
+        save_model(CASE.model(), path)
+    assert len({digest(path) for path in paths}) == 1
+
+
 def test_two_configurations(tmp_path: Path) -> None:
     save_model(CASE.model(), tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="a configuration of its own"):
