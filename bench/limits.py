@@ -79,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 for wrong input."""
     options = _parser().parse_args(arguments)
     try:
+        for name in ("scenes", "steps"):
+            if getattr(options, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(options, name)}")
         trained = find_trained(options.model)
         text = report(trained, options.scenes, options.views, options.size, options.steps)
         print(text, end="")
@@ -183,9 +186,8 @@ def reproject(truth: Truth) -> tuple[Tensor, Tensor]:
         nearest = torch.where(closer, angles, nearest)
         chosen = torch.where(closer[..., None], colors, chosen)
     alphas = truth.target_masks.movedim(1, -1)
-    images = torch.where(
-        surface[..., None], alphas * chosen + (1 - alphas), truth.targets.images.movedim(1, -1)
-    )  # over white
+    over_white = alphas * chosen + (1 - alphas)
+    images = torch.where(surface[..., None], over_white, truth.targets.images.movedim(1, -1))
     return images.movedim(-1, 1), ~surface | nearest.isfinite()
 
 

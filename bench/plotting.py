@@ -6,7 +6,6 @@ import importlib.util
 import io
 import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from bench.figures import Figure
@@ -53,17 +52,14 @@ def draw(figure: Figure) -> str:
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
-def _ticks(places: Iterable[float], logarithmic: bool) -> list[float]:
+def _ticks(places: set[float], logarithmic: bool) -> list[float]:
     """Those of the places, from the largest down, whose labels do not overlap, in rising order."""
     at = math.log if logarithmic else float
+    least = _LABEL_WIDTH * (at(max(places)) - at(min(places)))
     kept: list[float] = []
-    least = 0.0
     for place in sorted(places, reverse=True):
-        if not kept:
-            least = _LABEL_WIDTH * (at(place) - at(min(places)))
-        elif at(kept[-1]) - at(place) < least:
-            continue
-        kept.append(place)
+        if not kept or at(kept[-1]) - at(place) >= least:
+            kept.append(place)
     return kept[::-1]
 
 

@@ -68,6 +68,12 @@ def test_only_models_of_objects(capsys: pytest.CaptureFixture[str]) -> None:
     assert "was trained on rooms" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--scenes", "--steps"])
+def test_there_must_be_something_to_measure(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert limits.main([str(WEIGHTS / "tiny-object.safetensors"), option, "0"]) == 2
+    assert f"{option} must be at least 1, not 0" in capsys.readouterr().err
+
+
 def _turned(views: Views) -> Views:
     """The same cameras with each other's images."""
     return Views(views.images.roll(1, 0), views.camera_to_world, views.intrinsics)

@@ -232,6 +232,7 @@ def test_weights_that_were_exchanged_are_refused(run: Path, tmp_path: Path) -> N
     [
         (["nowhere", "-o", "out"], "not a complete training run"),
         (["RUN", "-o", "OUT", "--capture", "car=x", "--no-lpips"], "--capture must be object=FOLDER"),
+        (["RUN", "-o", "OUT", "--scenes", "0", "--no-lpips"], "--scenes must be at least 1, not 0"),
         (["RUN", "-o", "OUT", "--views", "31", "--no-lpips", "--device", "cpu"], "too few for 31 inputs"),
     ],
 )

@@ -143,6 +143,9 @@ def _options(parsed: argparse.Namespace) -> Options:
     device = torch.device(parsed.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no CUDA GPU; give --device cpu")
+    for name in ("scenes", "targets", "size"):
+        if getattr(parsed, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(parsed, name)}")
     captures = []
     for text in parsed.capture:
         kind, found, path = text.partition("=")
