@@ -119,4 +119,5 @@ def _same_size(cell: Cell) -> bool:
     """Whether what a time depends on is as released; the mixer follows from the method."""
     released = ModelConfig()
     sizes = ("width", "blocks", "patch", "attention_head", "fast_weight_expansion", "mlp_expansion", "sh_degree")
-    return all(cell.model[name] == getattr(released, name) for name in sizes)
+    same = all(cell.model[name] == getattr(released, name) for name in sizes)
+    return same and cell.model.get("fast_weight_head") is None

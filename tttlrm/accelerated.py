@@ -210,6 +210,8 @@ def why_not(model: TTTLRM, compute: Compute) -> str | None:
         return "it computes in bfloat16 or float16"
     if config.mixer != "fast_weights":
         return "it is for fast weights, not for attention among views"
+    if config.fast_weight_heads > 1:
+        return "it is for one head of fast weights"
     if config.width % 128 or config.attention_head not in (16, 32, 64, 128):
         return "it needs a width of a multiple of 128, and attention heads of 16, 32, 64 or 128"
     try:

@@ -125,16 +125,21 @@ class GlobalAttention(WindowAttention):
 
 
 class FastWeightLayer(nn.Module):
-    """Updates the fast weights with the tokens of all views, chunk by chunk, then applies them to every token."""
+    """Updates the fast weights with the tokens of all views, chunk by chunk, then applies them to every token.
+
+    With several heads, each has a part of the channels and fast weights of its own: they are computed as B heads scenes,
+    head by head within each scene. The published model has one.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, hidden = config.width, config.width * config.fast_weight_expansion
+        self.heads = heads = config.fast_weight_heads
+        width, head, hidden = config.width, config.width // heads, config.fast_weight_hidden
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.lr_fc = nn.Linear(width, 3)
-        self.w0 = nn.Parameter(torch.randn(1, width, hidden) * width**-0.5)
-        self.w1 = nn.Parameter(torch.randn(1, hidden, width) * hidden**-0.5)
-        self.w2 = nn.Parameter(torch.randn(1, width, hidden) * width**-0.5)
+        self.lr_fc = nn.Linear(width, 3 * heads)
+        self.w0 = nn.Parameter(torch.randn(heads, head, hidden) * head**-0.5)
+        self.w1 = nn.Parameter(torch.randn(heads, hidden, head) * hidden**-0.5)
+        self.w2 = nn.Parameter(torch.randn(heads, head, hidden) * head**-0.5)
         self.o_norm = nn.RMSNorm(width, eps=1e-5)
         self.c_proj = nn.Linear(width, width, bias=False)
 
@@ -144,7 +149,7 @@ class FastWeightLayer(nn.Module):
             yield tile, self.apply_weights(normed(tile), weights, run)
 
     def initial_weights(self, batch: int) -> FastWeights:
-        w0, w1, w2 = (at_least_float32(w).expand(batch, -1, -1) for w in (self.w0, self.w1, self.w2))
+        w0, w1, w2 = (at_least_float32(w).expand(batch, -1, -1, -1).flatten(0, 1) for w in (self.w0, self.w1, self.w2))
         return FastWeights.initial(w0, w1, w2)
 
     def adapt(self, batch: int, num_tokens: int, normed: Normed, run: Pass) -> FastWeights:
@@ -171,20 +176,27 @@ class FastWeightLayer(nn.Module):
         return fast_weights.step(state, total, newton_schulz_dtype, run.schedule.elastic)
 
     def learning_rates(self, x: Tensor) -> Tensor:
-        """Learning rates of w0, w1 and w2 for each token: [B, t, 3], in at least float32."""
+        """Learning rates of w0, w1 and w2 for each token: [B heads, t, 3], in at least float32."""
         x = at_least_float32(x)
         raw = F.linear(x, self.lr_fc.weight.to(x.dtype), self.lr_fc.bias.to(x.dtype))
-        return F.softplus(raw + INVERSE_SOFTPLUS)
+        return F.softplus(self._of_heads(raw) + INVERSE_SOFTPLUS)
 
     def apply_weights(self, x: Tensor, weights: fast_weights.Triple, run: Pass) -> Tensor:
         """The layer's output for normalised tokens [B, t, d] under adapted weights."""
         width = x.shape[-1]
-        q = unit_length(F.silu(linear(x, self.to_qkv.weight[:width], run.compute)))
-        return linear(rms_norm(fast_weights.evaluate(q, weights), self.o_norm), self.c_proj.weight, run.compute)
+        q = unit_length(self._of_heads(F.silu(linear(x, self.to_qkv.weight[:width], run.compute))))
+        output = fast_weights.evaluate(q, weights)
+        if self.heads > 1:
+            output = output.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+        return linear(rms_norm(output, self.o_norm), self.c_proj.weight, run.compute)
 
     def _keys_values(self, x: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
         k, v = F.silu(linear(x, self.to_qkv.weight[x.shape[-1] :], run.compute)).chunk(2, dim=-1)
-        return unit_length(k), v
+        return unit_length(self._of_heads(k)), self._of_heads(v)
+
+    def _of_heads(self, x: Tensor) -> Tensor:
+        """[B, t, c] to [B heads, t, c / heads]."""
+        return x if self.heads == 1 else x.unflatten(-1, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class MLP(nn.Module):

@@ -33,6 +33,9 @@ class ModelConfig:
     sh_degree: int = 3
     mixer: Mixer = "fast_weights"
     """What mixes tokens of different views: fast weights (tttLRM), or softmax attention (the design of GS-LRM)."""
+    fast_weight_head: int | None = None
+    """Size of the heads that the fast-weight layer is split into, each with fast weights and learning rates of its own
+    and a hidden width of ``fast_weight_expansion`` times its size; None: one head of the whole width, as released."""
     poses: Literal["normalized", "scene"] = "normalized"
     """What it was trained on: poses as :func:`tttlrm.cameras.normalize_poses` makes them, or those of the scene's own
     world (objects, centred in [-1, 1]^3)."""
@@ -61,6 +64,11 @@ class ModelConfig:
             raise UserError(
                 f"model configuration: width {self.width} is not a multiple of attention_head {self.attention_head}"
             )
+        head = self.fast_weight_head
+        if head is not None and (not isinstance(head, int) or head < 1 or self.width % head):
+            raise UserError(
+                f"model configuration: fast_weight_head must divide the width {self.width}, and {head!r} does not"
+            )
         if self.sh_degree not in (0, 1, 2, 3):
             raise UserError(f"model configuration: sh_degree must be 0, 1, 2 or 3, not {self.sh_degree!r}")
         if self.mixer not in ("fast_weights", "attention"):
@@ -84,6 +92,16 @@ class ModelConfig:
         """Decoder outputs a pixel: position 3, SH 3(s+1)^2, scale 3, rotation 4, opacity 1."""
         return 3 + 3 * (self.sh_degree + 1) ** 2 + 3 + 4 + 1
 
+    @property
+    def fast_weight_heads(self) -> int:
+        """Number of heads of the fast-weight layer."""
+        return self.width // (self.fast_weight_head or self.width)
+
+    @property
+    def fast_weight_hidden(self) -> int:
+        """Hidden width of the fast weights of one head."""
+        return (self.fast_weight_head or self.width) * self.fast_weight_expansion
+
     def pose_reference(self, schedule: Schedule) -> PoseReference:
         """The frame that this model expects poses in: the paper's is the mean camera, or the first one for ar."""
         if self.poses == "scene":
@@ -91,7 +109,13 @@ class ModelConfig:
         return "mean" if schedule.kind == "full" else "first"
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Plain values. Heads of the fast weights only where there are several: what was measured before there could
+        be keeps its name.
+        """
+        values = dataclasses.asdict(self)
+        if self.fast_weight_head is None:
+            del values["fast_weight_head"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

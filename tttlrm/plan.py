@@ -202,7 +202,7 @@ def make_plan(settings: Settings) -> Plan:
 
 def operations(config: ModelConfig, num_views: int, size: tuple[int, int]) -> float:
     """Floating-point operations of the blocks' matrix products, for all tokens (a multiply-add counts as two)."""
-    d, h = config.width, config.width * config.fast_weight_expansion
+    d, h = config.width, config.fast_weight_hidden
     tokens_per_view = (size[0] // config.patch) * (size[1] // config.patch)
     tokens = num_views * tokens_per_view
     projections = 2 * 8 * d * d

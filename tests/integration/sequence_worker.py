@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from tests.model_cases import load_case
-from tttlrm.config import Compute
+from tttlrm.config import Compute, ModelConfig
+from tttlrm.model import TTTLRM
 from tttlrm.parallel import SequenceGroup
 
 NAMES = ("full", "full_virtual_subset", "ar", "ar_elastic")
@@ -28,6 +29,13 @@ def main(rank: int, size: int, store: str, dtype: torch.dtype, output: Path) -> 
         gaussians = case.model(dtype)(local, case.schedule, Compute(tile_tokens=30), case.queries, shard)
         results[name] = gaussians.tensors
         results[f"{name}, pruned"] = gaussians.prune(0.4, 0.1, seed=5).tensors
+    # Heads of fast weights, which the golden files have not.
+    torch.manual_seed(0)
+    config = ModelConfig(width=32, blocks=2, attention_head=16, fast_weight_head=8, sh_degree=1)
+    case = load_case("ar")
+    shard = SequenceGroup().shard(case.views.num_views)
+    model = TTTLRM(config).to(dtype).requires_grad_(False)
+    results["heads"] = model(case.scene(dtype).select(shard.views), case.schedule, shard=shard).tensors
     torch.save(results, output / f"{size}-{rank}.pt")
     dist.destroy_process_group()
 

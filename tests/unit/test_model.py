@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.model_cases import load_case, relative_error
+from tttlrm import fast_weights
+from tttlrm.blocks import INVERSE_SOFTPLUS, FastWeightLayer, Pass, unit_length
 from tttlrm.cameras import Views, pixel_rays
 from tttlrm.checkpoints import load_model, save_model
 from tttlrm.config import Compute, ModelConfig, Schedule
 from tttlrm.errors import UserError
+from tttlrm.fast_weights import FastWeights
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
+from tttlrm.parallel import ViewShard
 
 SMALL = ModelConfig(width=32, blocks=2, attention_head=16, fast_weight_expansion=2, sh_degree=1)
 
@@ -50,16 +55,52 @@ def test_full_size_model_on_the_meta_device() -> None:
             assert list(state[name].shape) == [sizes[size] for size in value.shape], name
 
 
-@pytest.mark.parametrize("mixer", ["fast_weights", "attention"])
-def test_batch_equals_scenes_one_by_one(mixer: str) -> None:
-    config = ModelConfig(width=32, blocks=2, attention_head=16, fast_weight_expansion=2, sh_degree=1, mixer=mixer)
-    model = TTTLRM(config).double().eval().requires_grad_(False)
+@pytest.mark.parametrize("changes", [{}, {"mixer": "attention"}, {"fast_weight_head": 8}])
+def test_batch_equals_scenes_one_by_one(changes: dict[str, Any]) -> None:
+    model = TTTLRM(replace(SMALL, **changes)).double().eval().requires_grad_(False)
     case = load_case("full")
     first = case.scene(torch.float64)
     second = Views(first.images.flip(-1), first.camera_to_world.flip(0), first.intrinsics)
     together = model(stack(first, second))
     close(together.scene(0), model(first), 1e-10)
     close(together.scene(1), model(second), 1e-10)
+
+
+@pytest.mark.parametrize("schedule", [Schedule(), Schedule("ar", 2)])
+def test_heads_of_fast_weights_are_layers_of_their_own_channels(schedule: Schedule) -> None:
+    torch.manual_seed(0)
+    config = replace(SMALL, fast_weight_head=8, fast_weight_expansion=3)
+    layer = FastWeightLayer(config).double().requires_grad_(False)
+    layer.lr_fc.weight.normal_(std=0.3)
+    layer.o_norm.weight.uniform_(0.5, 1.5)
+    assert [tuple(w.shape) for w in (layer.w0, layer.w1, layer.w2)] == [(4, 8, 24), (4, 24, 8), (4, 8, 24)]
+    x = torch.randn(2, 20, 32, dtype=torch.float64)  # 4 views of 5 tokens
+    run = Pass(schedule, Compute(tile_tokens=7), ViewShard(4), 5)
+
+    q, k, v = (F.silu(F.linear(x, weight)) for weight in layer.to_qkv.weight.chunk(3))
+    rates = F.softplus(F.linear(x, layer.lr_fc.weight, layer.lr_fc.bias) + INVERSE_SOFTPLUS)
+    outputs = []
+    for head in range(4):
+        own, three = slice(8 * head, 8 * head + 8), slice(3 * head, 3 * head + 3)
+        state = FastWeights.initial(*(w[head].expand(2, -1, -1) for w in (layer.w0, layer.w1, layer.w2)))
+        for chunk in run.chunks(20):
+            parts = unit_length(k[:, chunk, own]), v[:, chunk, own], rates[:, chunk, three]
+            state = fast_weights.step(state, fast_weights.ascent_direction(*parts, state.weights), x.dtype, None)
+        outputs.append(fast_weights.evaluate(unit_length(q[..., own]), state.weights))
+    expected = F.linear(F.rms_norm(torch.cat(outputs, -1), (32,), layer.o_norm.weight, 1e-5), layer.c_proj.weight)
+
+    found = torch.cat([output for _, output in layer(x, lambda tile: x[:, tile], run)], dim=1)
+    assert relative_error(found, expected) < 1e-9
+
+
+def test_one_head_is_the_released_layer() -> None:
+    torch.manual_seed(0)
+    plain = TTTLRM(SMALL)
+    torch.manual_seed(0)
+    split = TTTLRM(replace(SMALL, fast_weight_head=32))
+    assert plain.state_dict().keys() == split.state_dict().keys()
+    views = load_case("full").scene()
+    assert all(torch.equal(a, b) for a, b in zip(plain(views).tensors, split(views).tensors, strict=True))
 
 
 def test_order_of_views_does_not_matter_in_the_full_schedule() -> None:
@@ -212,6 +253,9 @@ def test_options_of_the_decoder_are_off_as_released_and_travel_with_the_weights(
     assert options == (False, "world", "linear")
     config = replace(SMALL, color_residual=True, scale_unit="pixel", distance_spacing="log", near=0.1)
     assert ModelConfig.from_dict(config.to_dict()) == config
+    assert "fast_weight_head" not in released.to_dict()  # the names of older records depend on it
+    config = replace(config, fast_weight_head=16)
+    assert ModelConfig.from_dict(config.to_dict()) == config
     save_model(TTTLRM(config), tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors").config == config
 
@@ -220,7 +264,7 @@ def test_wrong_settings_are_named() -> None:
     wrongs: tuple[dict[str, Any], ...] = (
         {"width": 50}, {"sh_degree": 4}, {"mixer": "rnn"}, {"blocks": 0}, {"near": 2.0, "far": 1.0},
         {"distance_spacing": "cubic"}, {"distance_spacing": "log", "near": 0.0},
-        {"scale_unit": "metre"}, {"color_residual": "yes"},
+        {"scale_unit": "metre"}, {"color_residual": "yes"}, {"fast_weight_head": 500}, {"fast_weight_head": 0},
     )  # fmt: skip
     for wrong in wrongs:
         with pytest.raises(UserError, match="model configuration"):

@@ -23,6 +23,9 @@ def test_attention_over_all_views_grows_with_the_square() -> None:
     size = (536, 960)
     assert operations(fast, 64, size) == 4 * operations(fast, 16, size)
     assert operations(attention, 64, size) > 10 * operations(attention, 16, size)
+    split = dataclasses.replace(fast, fast_weight_head=fast.width // 4)
+    mixing = 18 * fast.width * fast.fast_weight_hidden * fast.blocks * 16 * (size[0] // 8) * (size[1] // 8)
+    assert operations(split, 16, size) == operations(fast, 16, size) - 0.75 * mixing
 
 
 def test_sizes() -> None:

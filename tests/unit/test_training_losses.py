@@ -49,6 +49,20 @@ def test_mse_and_psnr_are_sums_over_views() -> None:
     assert loss.terms.keys() == {"mse", "psnr"}
 
 
+def test_the_logarithm_weighs_views_by_their_own_error() -> None:
+    rendering, images, depths, masks = scene()
+    rendered = (images * torch.tensor([0.95, 0.8, 0.5]).view(1, 3, 1, 1, 1)).requires_grad_()
+    off = Rendering(rendered, rendering.alphas, rendering.depths)
+    loss = rendering_loss(off, images, depths, masks, LossWeights(mse=0, perceptual=0, depth=0, log_mse=0.5), None)
+    error = (rendered - images).square().mean(dim=(2, 3, 4))
+    assert torch.allclose(loss.total, 0.5 * (1 + error / 1e-3).log().sum())
+    assert torch.allclose(loss.terms["log_mse"], 2 * loss.total)
+    (gradient,) = torch.autograd.grad(loss.total, rendered)
+    plain = 2 * (rendered - images) / images[0, 0].numel()
+    assert torch.allclose(gradient, 0.5 * plain / (error + 1e-3)[..., None, None, None], rtol=1e-4)
+    assert LossWeights(mse=0, perceptual=0, depth=0, log_mse=1).of_renderings
+
+
 def test_depth_loss_ignores_unit_and_affine_changes_of_inverse_depth() -> None:
     rendering, _, depths, masks = scene()
     assert float(depth_loss(rendering, depths, masks).max()) < 1e-5

@@ -17,6 +17,8 @@ from tttlrm.training.perceptual import PerceptualLoss
 from tttlrm.training.settings import LossWeights
 
 _EPS = 1e-6
+_LOG_FLOOR = 1e-3
+"""Added to errors before their logarithm: views of more than 30 dB gain little weight."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ def rendering_loss(
     error = (rendering.images - images).square().mean(dim=(-3, -2, -1))
     total = weights.mse * error.sum()
     terms = {"mse": error.detach().sum(), "psnr": _psnr(rendering.images.detach(), images).sum()}
+    if weights.log_mse:
+        logarithm = ((error + _LOG_FLOOR) / _LOG_FLOOR).log().sum()
+        total = total + weights.log_mse * logarithm
+        terms["log_mse"] = logarithm.detach()
     if weights.perceptual:
         assert perceptual is not None
         distance = perceptual(rendering.images.flatten(0, 1), images.flatten(0, 1)).sum()

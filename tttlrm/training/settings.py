@@ -20,7 +20,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the terms of the loss; the defaults are the paper's, which has not the last three."""
+    """Factors of the terms of the loss; the defaults are the paper's, which has not the last four."""
 
     mse: float = 1.0
     perceptual: float = 0.5
@@ -32,6 +32,9 @@ class LossWeights:
     """Of the opacities of the input views' Gaussians whose pixels show nothing."""
     solidity: float = 0.0
     """Of the transparency of those whose pixels show a surface."""
+    log_mse: float = 0.0
+    """Of the logarithm of each target view's mean squared error: views count as in a mean of PSNRs, where ``mse`` is
+    mostly about the worst ones."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -41,7 +44,7 @@ class LossWeights:
     @property
     def of_renderings(self) -> bool:
         """Whether any term compares images, so that the targets have to be rendered."""
-        return bool(self.mse or self.perceptual or self.depth)
+        return bool(self.mse or self.log_mse or self.perceptual or self.depth)
 
 
 @dataclass(frozen=True)

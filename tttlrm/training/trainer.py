@@ -31,8 +31,8 @@ from tttlrm.training.validation import Validation, Validator, write_contact_shee
 CURVE = "curve.csv"
 VALIDATION = "validation.csv"
 _CURVE_COLUMNS = (
-    "step", "seconds", "phase", "views", "learning_rate", "loss", "mse", "psnr", "perceptual", "opacity", "depth",
-    "points", "coverage", "solidity",
+    "step", "seconds", "phase", "views", "learning_rate", "loss", "mse", "log_mse", "psnr", "perceptual", "opacity",
+    "depth", "points", "coverage", "solidity",
     "gradient_norm", "not_finite", "too_long", "steps_per_second", "images_per_second", "memory_gib",
 )  # fmt: skip
 _VALIDATION_COLUMNS = ("step", "seconds", "height", "width", "views", "psnr", "mean_color", "nearest_view", "gain")
