@@ -99,7 +99,7 @@ class MatchingNetwork(nn.Module):
         config = mixer.config
         layer = GlobalAttention if mixer.head is None else FastWeightLayer
         self.embedding = nn.Linear(task.features + task.message, _WIDTH, bias=False)
-        self.norms = nn.ModuleList(nn.LayerNorm(_WIDTH, bias=False) for _ in range(2))
+        self.input_norm, self.output_norm = (nn.LayerNorm(_WIDTH, bias=False) for _ in range(2))
         self.sublayers = nn.ModuleList(Sublayer(_WIDTH, kind(config)) for _ in range(_BLOCKS) for kind in (layer, MLP))
         self.output = nn.Linear(_WIDTH, task.message, bias=False)
         self._run = Pass(Schedule(), Compute(), ViewShard(task.views), task.points)
@@ -109,10 +109,10 @@ class MatchingNetwork(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T, features + message] to [B, T, message]."""
-        x = layer_norm(self.embedding(tokens), self.norms[0].weight)
+        x = layer_norm(self.embedding(tokens), self.input_norm.weight)
         for sublayer in self.sublayers:
             x = sublayer(x, self._run)
-        return self.output(layer_norm(x, self.norms[1].weight))  # type: ignore[no-any-return]
+        return self.output(layer_norm(x, self.output_norm.weight))
 
 
 def train(mixer: Mixer, task: Task, steps: int, seed: int, bars: Bars) -> list[float]:

@@ -127,8 +127,8 @@ class GlobalAttention(WindowAttention):
 class FastWeightLayer(nn.Module):
     """Updates the fast weights with the tokens of all views, chunk by chunk, then applies them to every token.
 
-    With several heads, each has a part of the channels and fast weights of its own: they are computed as B heads scenes,
-    head by head within each scene. The published model has one.
+    With several heads, each has a part of the channels and fast weights of its own: a batch of B scenes is computed as
+    one of B heads, head by head within each scene. The published model has one head.
     """
 
     def __init__(self, config: ModelConfig) -> None:
