@@ -31,7 +31,7 @@ from tttlrm.training.summary import git_commit
 
 _WIDTH, _ATTENTION_HEAD, _MLP_EXPANSION, _BLOCKS = 128, 32, 2, 2
 _SCENES = 4
-_LEARNING_RATE, _WARMUP = 2e-3, 50
+_WARMUP = 50
 _PARTS = 4
 """Of a training run: the error is told at the end of each."""
 _AVERAGED = 25  # steps
@@ -115,15 +115,18 @@ class MatchingNetwork(nn.Module):
         return self.output(layer_norm(x, self.output_norm.weight))
 
 
-def train(mixer: Mixer, task: Task, steps: int, seed: int, bars: Bars) -> list[float]:
-    """Mean squared errors, at the end of each quarter of the steps. Every mixer gets the same scenes."""
+def train(mixer: Mixer, task: Task, steps: int, learning_rate: float, seed: int, bars: Bars) -> list[float]:
+    """Mean squared errors, at the end of each quarter of the steps. Every mixer gets the same scenes.
+
+    The learning rate falls to 0 as a cosine.
+    """
     torch.manual_seed(seed)
     network, generator = MatchingNetwork(mixer, task), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), _LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     errors: list[float] = []
     with bars.task(str(mixer), steps) as done:
         for step in range(steps):
-            rate = _LEARNING_RATE * min(1.0, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2
+            rate = learning_rate * min(1.0, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.param_groups[0]["lr"] = rate
             tokens, expected = task.draw(generator)
             loss = F.mse_loss(network(tokens), expected)
@@ -138,13 +141,13 @@ def train(mixer: Mixer, task: Task, steps: int, seed: int, bars: Bars) -> list[f
     return [sum(part) / len(part) for part in last]
 
 
-def report(mixers: Sequence[Mixer], task: Task, steps: int, seeds: Sequence[int]) -> str:
+def report(mixers: Sequence[Mixer], task: Task, steps: int, learning_rate: float, seeds: Sequence[int]) -> str:
     """The table, in Markdown: a line for each mixer and seed (of scenes and initial weights)."""
     bars = Bars()
     lines = [
         f"Commit {git_commit()}: {task.views} views of {task.points} points, {task.features} features with noise of "
-        f"{task.noise:g}, {_BLOCKS} blocks of width {_WIDTH}, {steps} steps of {_SCENES} scenes. Mean squared errors "
-        f"(mean of {_AVERAGED} steps); 1 is that of saying nothing.",
+        f"{task.noise:g}, {_BLOCKS} blocks of width {_WIDTH}, {steps} steps of {_SCENES} scenes, learning rate "
+        f"{learning_rate:g}. Mean squared errors (mean of {_AVERAGED} steps); 1 is that of saying nothing.",
         "",
         "| layer | parameters of a layer | seed | "
         + " | ".join(f"after {steps * p // _PARTS}" for p in range(1, _PARTS + 1)) + " |",
@@ -154,7 +157,7 @@ def report(mixers: Sequence[Mixer], task: Task, steps: int, seeds: Sequence[int]
         layer = MatchingNetwork(mixer, task).sublayers[0]
         count = sum(parameter.numel() for parameter in layer.parameters())
         for seed in seeds:
-            errors = " | ".join(f"{error:.3f}" for error in train(mixer, task, steps, seed, bars))
+            errors = " | ".join(f"{error:.3f}" for error in train(mixer, task, steps, learning_rate, seed, bars))
             lines.append(f"| {mixer} | {count:,} | {seed} | {errors} |")
     return "\n".join(lines) + "\n"
 
@@ -168,7 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if getattr(options, name) < least:
                 raise UserError(f"--{name} must be at least {least}, not {getattr(options, name)}")
         mixers = [Mixer.parse(text) for text in options.mixers]
-        text = report(mixers, Task(views=options.views, points=options.points), options.steps, options.seeds)
+        if not options.learning_rate > 0:
+            raise UserError(f"--learning-rate must be positive, not {options.learning_rate}")
+        task = Task(views=options.views, points=options.points)
+        text = report(mixers, task, options.steps, options.learning_rate, options.seeds)
         print(text, end="")
         if options.output is not None:
             write_text(options.output, text)
@@ -186,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     default = ("attention", "128x2", "64x4", "32x8", "32x4", "16x8", "128x8")
     add("--mixers", nargs="+", default=default, metavar="MIXER", help="attention, or head x expansion of fast weights")
     add("--steps", type=int, default=500, help="of training (two minutes each for 500)")
+    add("--learning-rate", type=float, default=2e-3, help="at first")
     add("--seeds", type=int, nargs="+", default=(0,), metavar="SEED")
     add("--views", type=int, default=8)
     add("--points", type=int, default=32)

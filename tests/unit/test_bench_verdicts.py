@@ -63,6 +63,16 @@ def test_time_is_compared_on_the_papers_gpu(seconds: float, kind: str) -> None:
     assert verdict(plan, "time_s", {speed.id: made}).kind == kind
 
 
+def test_time_of_another_model_is_not_compared() -> None:
+    plan, _, speed = paper_like()
+    changed = speed.model_copy(update={"model": {**speed.model, "fast_weight_head": 64}})
+    row = plan.rows[7].model_copy(update={"cells": {"speed": (changed.id,)}})
+    update = {"rows": (*plan.rows[:7], row), "cells": {**plan.cells, changed.id: changed}}
+    found = {changed.id: record(changed, speed=speed_result([1.1] * 10), environment=environment("NVIDIA A100"))}
+    got = verdict(plan.model_copy(update=update), "time_s", found)
+    assert (got.kind, got.reason) == ("not comparable", "a smaller model")
+
+
 def test_time_of_another_gpu_is_never_called_reproduced() -> None:
     plan, _, speed = paper_like()
     made = record(speed, speed=speed_result([1.1] * 10), environment=environment("NVIDIA H100 80GB HBM3"))

@@ -39,7 +39,7 @@ def test_mixers_are_layers_of_the_model() -> None:
 
 def test_attention_learns_it_soon() -> None:
     torch.set_num_threads(1)
-    errors = train(Mixer(), Task(views=4, points=8), 160, 0, Bars())
+    errors = train(Mixer(), Task(views=4, points=8), 160, 2e-3, 0, Bars())
     assert errors[0] > 0.9 and errors[-1] < 0.5
 
 
@@ -53,6 +53,7 @@ def test_the_table_and_what_is_refused(capsys: pytest.CaptureFixture[str], tmp_p
     assert text.count("| 1 | ") == text.count("| 0 | ") == 2
     for wrong, message in (
         (["--steps", "3"], "--steps must be at least 4"),
+        (["--learning-rate", "0"], "--learning-rate must be positive"),
         (["--views", "1"], "--views must be at least 2"),
         (["--mixers", "rnn"], "neither 'attention' nor"),
         (["--mixers", "30x2", *small], "fast_weight_head must divide the width 128"),
