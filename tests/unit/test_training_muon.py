@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,14 @@ def test_matrices_of_the_blocks_take_them_and_nothing_else() -> None:
     for name, (_, *shape) in all_names.items():
         norm_or_rate = len(shape) < 2 or min(shape[-2:]) < 16
         assert (name in names) == (name.startswith("blocks.") and not norm_or_rate), name
+
+
+def test_learning_rates_of_many_heads_do_not_take_them() -> None:
+    parameters = FlatParameters(TTTLRM(replace(CONFIG, width=128, fast_weight_head=16)))
+    layer = "blocks.0.module_list.1.f"
+    assert parameters.layout()[f"{layer}.lr_fc.weight"][1:] == [24, 128]
+    names = OrthogonalSteps(parameters).names
+    assert f"{layer}.lr_fc.weight" not in names and f"{layer}.w0" in names
 
 
 def test_steps_are_nearly_orthogonal_and_of_the_same_size_whatever_the_gradient() -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _RMS = 0.2
 """Root mean square of a step's numbers, about that of AdamW's, so that one learning rate serves both (Liu et al. 2025,
 arXiv:2502.16982)."""
-_FEWEST = 16  # rows or columns: learning rates, norms and biases are no matrices in this sense
+_FEWEST = 16  # rows or columns: norms and biases are no matrices in this sense
+_RATES = "lr_fc.weight"  # nor are learning rates, however many heads have some
 
 
 class OrthogonalSteps:
@@ -34,7 +35,10 @@ class OrthogonalSteps:
         self.names = [
             name
             for name, value in parameters.named(parameters.values).items()
-            if name.startswith("blocks.") and value.ndim > 1 and min(value.shape[-2:]) >= _FEWEST
+            if name.startswith("blocks.")
+            and not name.endswith(_RATES)
+            and value.ndim > 1
+            and min(value.shape[-2:]) >= _FEWEST
         ]
 
     def write(self, momentum: Tensor, update: Tensor) -> None:
