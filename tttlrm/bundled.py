@@ -55,16 +55,16 @@ BUNDLED = {
     model.name: model
     for model in (
         BundledModel(
-            "tiny-object", "object", "full", "721e6db7177b24fc7dc32b3ab400682cb9af4aa098f33c108ddbb4a6fc2f244b"
+            "tiny-object", "object", "full", "8fb39f714493f516cdb0f4e02c2583b101325950433f7778db84ab6b16cf9eee"
         ),
         BundledModel(
-            "tiny-object-ar", "object", "ar", "25c1cda0a9b216cba6e76d0fee5946614b10a5d20e04ca0ed6400cd48b183120"
+            "tiny-object-ar", "object", "ar", "cfae88ad87b66520dea90e41c876fc0b34546658a53f9c0050e670a4b7337dcd"
         ),
         BundledModel(
             "tiny-object-attention",
             "object",
             "full",
-            "1b67b77dba96c902c0be5735c0598cc09d0534bc6ab7e3e14502f8a673745075",
+            "5e20ec6cbe49f98290358aa38d44e0e6a4cfdb2690898bc8d53ab37ea9ca237e",
         ),
         BundledModel("tiny-room", "room", "full", "f2b976009ac2106546f80b091eea7f8ccc9ed7a2a6141cbde616e83ee857a8bd"),
         BundledModel("tiny-room-ar", "room", "ar", "f8bcb00fb3dc6334a45af1bc263d0b166fa6644ccb3f7aacf6dd34d36a844abf"),

@@ -53,7 +53,8 @@ def test_training_with_processes(tmp_path: Path) -> None:
         model = [f"model.{key}={value}" for key, value in CONFIG.items()]
         phase = "{size:[16,16],scenes:2,views:[4],learning_rate:3e-3,warmup_steps:1,steps:3}"
         arguments = [
-            "stage=tiny-object", f"output={output}", *model, f"phases=[{phase}]", f"compute.sp_size={sp_size}",
+            "stage=tiny-object", f"output={output}", *model, "model.fast_weight_head=16",
+            f"phases=[{phase}]", f"compute.sp_size={sp_size}",
             "compute.device=cpu", "compute.dtype=float64", "compute.master_dtype=float64", "data.compile=false",
             "data.steps_per_block=1", "report.validation_scenes=1", "report.validation_targets=1",
             "report.validation_views=[2]", "report.log_every=1", "budget.stop_after_seconds=1000",

@@ -26,6 +26,7 @@ def arguments(output: Path) -> list[str]:
     )
     return [
         "stage=tiny-object", f"output={output}", *(f"model.{key}={value}" for key, value in CONFIG.items()),
+        "model.fast_weight_head=16",
         f"phases=[{phases}]", "compute.device=cpu", "compute.dtype=float32", "compute.compile=false",
         "data.compile=false", "data.steps_per_block=3", "data.passes=2", "data.novel_targets=2",
         "report.log_every=1", "report.checkpoint_every=1", "report.validate_every=10",
