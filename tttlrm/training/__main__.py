@@ -23,8 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         settings = compose(arguments)
-        command = " ".join(["python -m tttlrm.training", *map(shlex.quote, arguments)])
         processes, device = join_processes(settings.compute.sp_size, settings.compute.device)
+        start = "python" if processes.world_size == 1 else f"torchrun --nproc-per-node {processes.world_size}"
+        command = " ".join([f"{start} -m tttlrm.training", *map(shlex.quote, arguments)])
         complete = Trainer(settings, processes, device, command).run()
     except UserError as error:
         print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""CUDA graphs of the network: its kernels and those of its gradient, recorded once for each shape and replayed.
+"""CUDA graphs of a step's parts: their kernels and those of their gradients, recorded once and replayed.
 
 A small model's step is thousands of short kernels, and starting them one by one takes longer than running them.
 Replaying needs no compiler, so that a run loses seconds rather than minutes before its first step.
@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tttlrm.cameras import Views
+from tttlrm.cameras import Cameras, Views
 from tttlrm.config import Compute, Schedule
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
+from tttlrm.training.points import Surfaces, surface_terms
+
+Warn = Callable[[str], None]
 
 
 class GraphedNetwork:
@@ -40,6 +43,81 @@ class GraphedNetwork:
         return Gaussians(*self._graphs[tuple(views.images.shape)](*_tensors(views)))
 
 
+class GraphedSurfaceTerms:
+    """:func:`tttlrm.training.points.surface_terms` of whole scenes, as graphs by shape.
+
+    Where they cannot be recorded, they are computed as they are, and ``warn`` is told.
+    """
+
+    def __init__(self, warn: Warn) -> None:
+        self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._warn = warn
+        self._fails = False
+
+    def __call__(
+        self, names: tuple[str, ...], positions: Tensor, logits: Tensor, inputs: Surfaces, patch: int
+    ) -> dict[str, Tensor]:
+        """Values are overwritten by the next call of the same shape."""
+        cameras = inputs.cameras
+        # What no term depends on must not ask for a gradient.
+        positions = positions if "points" in names else positions.detach()
+        logits = logits if {"coverage", "solidity"} & set(names) else logits.detach()
+        tensors = (positions, logits, cameras.camera_to_world, cameras.intrinsics, inputs.depths, inputs.masks)
+        key = (names, patch, *(tuple(tensor.shape) for tensor in tensors))
+        if key not in self._graphs and not self._fails:
+            samples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
+            terms = _SurfaceTerms(names, cameras.height, cameras.width, patch)
+            try:
+                self._graphs[key] = torch.cuda.make_graphed_callables(terms, samples)
+            except RuntimeError as error:
+                self._warn(f"surface terms could not be recorded as a CUDA graph: {_first(error)}")
+                self._fails = True
+        if key not in self._graphs:
+            return surface_terms(names, positions, logits, inputs, patch)
+        return dict(zip(names, self._graphs[key](*tensors), strict=True))
+
+
+class RecordedFunction:
+    """A function of one tensor, without gradients, recorded as a graph after a few calls.
+
+    Everything else that it reads and writes must stay where it is. Its result is overwritten by the next call. Where it
+    cannot be recorded, it goes on as it is, and says so.
+    """
+
+    _CALLS_BEFORE = 3  # libraries and compilers set themselves up in the first ones
+
+    def __init__(self, function: Callable[[Tensor], Tensor], warn: Warn) -> None:
+        self._function = function
+        self._warn = warn
+        self._calls = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._argument: Tensor | None = None
+        self._result: Tensor | None = None
+
+    def __call__(self, argument: Tensor) -> Tensor:
+        self._calls += 1
+        if self._calls == self._CALLS_BEFORE + 1:
+            self._record(argument)
+        if self._graph is None or self._result is None or argument is not self._argument:
+            return self._function(argument)
+        self._graph.replay()
+        return self._result
+
+    def _record(self, argument: Tensor) -> None:
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._result = self._function(argument)
+        except RuntimeError as error:
+            self._warn(f"steps could not be recorded as a CUDA graph: {_first(error)}")
+            return
+        self._graph, self._argument = graph, argument
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def _tensors(views: Views) -> tuple[Tensor, Tensor, Tensor]:
     return views.images, views.camera_to_world, views.intrinsics
 
@@ -55,3 +133,25 @@ class _Reconstruction(nn.Module):
 
     def forward(self, images: Tensor, camera_to_world: Tensor, intrinsics: Tensor) -> tuple[Tensor, ...]:
         return self.model(Views(images, camera_to_world, intrinsics), self.schedule, self.compute).tensors
+
+
+class _SurfaceTerms(nn.Module):
+    """The terms from tensors to tensors."""
+
+    def __init__(self, names: tuple[str, ...], height: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.names = names
+        self.size = (height, width)
+        self.patch = patch
+
+    def forward(
+        self,
+        positions: Tensor,
+        logits: Tensor,
+        camera_to_world: Tensor,
+        intrinsics: Tensor,
+        depths: Tensor,
+        masks: Tensor,
+    ) -> tuple[Tensor, ...]:
+        inputs = Surfaces(Cameras(camera_to_world, intrinsics, *self.size), depths, masks)
+        return tuple(surface_terms(self.names, positions, logits, inputs, self.patch).values())

@@ -19,11 +19,10 @@ from tttlrm.fast_weights import FastWeights, Triple
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
 from tttlrm.parallel import ViewShard
-from tttlrm.training.graphs import GraphedNetwork
+from tttlrm.training.graphs import GraphedNetwork, Warn
 from tttlrm.training.settings import TrainingSettings
 
 _Update = Callable[[FastWeights, slice, Normed, Pass], FastWeights]
-Warn = Callable[[str], None]
 _FUNCTION_LIMIT = 64  # versions of a function: image sizes, numbers of views and gradient modes multiply
 
 

@@ -7,6 +7,7 @@ and none of them waits for the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class FlatParameters:
         self.values = torch.zeros(size, dtype=first.dtype, device=first.device)
         self.decayed = torch.zeros_like(self.values)
         self._gradient = torch.zeros_like(self.values)
+        self._gradients = [self.view(self._gradient, name) for name in self._parameters]
         for name, parameter in self._parameters.items():
             view = self.view(self.values, name)
             view.copy_(parameter.detach())
@@ -56,10 +58,12 @@ class FlatParameters:
         return {name: self.view(flat, name) for name in self._parameters}
 
     def collect_gradient(self) -> Tensor:
-        """[N], the gradients of all parameters (0 where there is none), which are taken off the parameters."""
+        """[N], the gradients of all parameters (0 where there is none), which are taken off the parameters.
+
+        One vector, overwritten at each call.
+        """
         targets, gradients = [], []
-        for name, parameter in self._parameters.items():
-            view = self.view(self._gradient, name)
+        for view, parameter in zip(self._gradients, self._parameters.values(), strict=True):
             if parameter.grad is None:
                 view.zero_()
             else:
@@ -81,7 +85,14 @@ class FlatAdamW:
     With ``matrices: muon`` the blocks' matrices take orthogonalised steps of Nesterov's momentum instead.
     """
 
-    def __init__(self, parameters: FlatParameters, settings: OptimizerSettings) -> None:
+    def __init__(
+        self,
+        parameters: FlatParameters,
+        settings: OptimizerSettings,
+        record: Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]] = lambda step: step,
+    ) -> None:
+        """``record``: makes of a step, a function of the gradient, one that runs faster; see
+        :class:`tttlrm.training.graphs.RecordedFunction`."""
         self.parameters = parameters
         self.settings = settings
         self._orthogonal = OrthogonalSteps(parameters) if settings.matrices == "muon" else None
@@ -92,19 +103,28 @@ class FlatAdamW:
         """Running mean of the weights (the weights themselves where ``ema_decay`` is 0)."""
         zero = torch.zeros((), dtype=torch.float64, device=values.device)
         self.taken, self.not_finite, self.too_long, self.bad_in_a_row = (zero.clone() for _ in range(4))
+        # On the device, where a recorded step reads them.
+        self._rate, self._skip_norm = values.new_zeros(()), values.new_zeros(())
+        self._take = record(self._step)
 
     @torch.no_grad()
     def step(self, gradient: Tensor, learning_rate: float, skip_norm: float) -> Tensor:
         """Take a step, unless the gradient is not finite or longer than ``skip_norm``. Returns the gradient's norm."""
+        self._rate.fill_(learning_rate)
+        self._skip_norm.fill_(skip_norm)
+        return self._take(gradient).clone()
+
+    def _step(self, gradient: Tensor) -> Tensor:
+        """Every operation's operands are on the device, so that it can be recorded."""
         settings, values = self.settings, self.parameters.values
         norm = torch.linalg.vector_norm(gradient)
         finite = torch.isfinite(norm)
-        good = finite & (norm <= skip_norm)
+        good = finite & (norm <= self._skip_norm)
         self._count(finite, good)
         keep = good.to(values.dtype)
 
         scale = (settings.clip_norm / (norm + 1e-12)).clamp(max=1)
-        gradient = torch.where(good, gradient * scale, 0)
+        gradient = (gradient * scale).masked_fill(~good, 0)
         beta1, beta2 = settings.betas
         self.first.lerp_(gradient, (1 - beta1) * keep)
         self.second.lerp_(gradient.square(), (1 - beta2) * keep)
@@ -115,7 +135,7 @@ class FlatAdamW:
         if self._orthogonal is not None:
             self._orthogonal.write(gradient.lerp(self.first, beta1), update)
         update.add_(self.parameters.decayed * values, alpha=settings.weight_decay)
-        values.sub_(update * (learning_rate * keep))
+        values.sub_(update * (self._rate * keep))
         self._move_mean(keep)
         return norm
 
@@ -123,7 +143,7 @@ class FlatAdamW:
         self.taken += good
         self.not_finite += ~finite
         self.too_long += finite & ~good
-        self.bad_in_a_row.copy_(torch.where(good, 0, self.bad_in_a_row + 1))
+        self.bad_in_a_row.copy_((self.bad_in_a_row + 1).masked_fill(good, 0))
 
     def _move_mean(self, keep: Tensor) -> None:
         decay = self.settings.ema_decay

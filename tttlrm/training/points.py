@@ -9,6 +9,7 @@ Dimension letters: B scenes, V input views.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,48 @@ _MIN_DISTANCE = 1e-3
 _EMPTY, _SOLID = 0.01, 0.7
 """Opacities that Gaussians are drawn to where there is nothing, and where there is a surface. Neither is an end of the
 range, from which the renderings could not bring them back."""
+
+
+@dataclass(frozen=True)
+class Surfaces:
+    """What the input views show, for the terms of their Gaussians.
+
+    Attributes:
+        cameras: [B, V].
+        depths, masks: [B, V, 1, H, W], depth of the surface (camera z) and share of the pixel that shows one.
+        pixels: [B], pixels of each scene that show a surface; None: those of these views.
+        num_views: of each scene; None: V.
+    """
+
+    cameras: Cameras
+    depths: Tensor
+    masks: Tensor
+    pixels: Tensor | None = None
+    num_views: int | None = None
+
+
+def surface_terms(
+    names: tuple[str, ...], positions: Tensor, logits: Tensor, inputs: Surfaces, patch: int
+) -> dict[str, Tensor]:
+    """Some of the terms ``points``, ``coverage`` and ``solidity``: means over the batch.
+
+    Args:
+        names: which ones.
+        positions: [B, V, H W, 3], of the Gaussians of each view, in the model's order.
+        logits: [B, V, H W], of their opacities.
+        inputs: the same views' surfaces.
+        patch: the model's patch size.
+    """
+    terms: dict[str, Tensor] = {}
+    num_views = inputs.num_views or logits.shape[1]
+    if "points" in names:
+        pixels = surface_pixels(inputs.masks) if inputs.pixels is None else inputs.pixels
+        error = points_loss(positions, inputs.cameras, inputs.depths, inputs.masks, patch).sum(1)
+        terms["points"] = (error / pixels).mean()
+    for name, term in (("coverage", coverage_loss), ("solidity", solidity_loss)):
+        if name in names:
+            terms[name] = term(logits, inputs.masks, patch).sum(1).mean() / num_views
+    return terms
 
 
 def points_loss(positions: Tensor, cameras: Cameras, depths: Tensor, masks: Tensor, patch: int) -> Tensor:

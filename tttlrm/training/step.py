@@ -8,7 +8,7 @@ number of target views.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from tttlrm.rendering import render
 from tttlrm.training.data import TrainingBatch
 from tttlrm.training.losses import opacity_loss, rendering_loss
 from tttlrm.training.perceptual import PerceptualLoss
-from tttlrm.training.points import coverage_loss, of_views, points_loss, solidity_loss, surface_pixels
+from tttlrm.training.points import Surfaces, of_views, surface_pixels, surface_terms
 from tttlrm.training.settings import LossWeights
 
 Network = Callable[[Views, ViewShard], Gaussians]
@@ -37,6 +37,8 @@ class Differentiation:
     """Target views of each scene that are rendered at a time; None: all."""
     patch: int = 8
     """The model's patch size, on which the order of its Gaussians depends."""
+    surface_terms: Callable[[tuple[str, ...], Tensor, Tensor, Surfaces, int], dict[str, Tensor]] = surface_terms
+    """As :func:`tttlrm.training.points.surface_terms`, or recorded; the latter is for whole scenes."""
 
 
 def backpropagate(network: Network, batch: TrainingBatch, shard: ViewShard, how: Differentiation) -> dict[str, Tensor]:
@@ -75,23 +77,21 @@ def _differentiate_points(
 ) -> dict[str, Tensor]:
     """The terms that compare the Gaussians of this process' input views with the surfaces there."""
     weights, num_views = how.weights, shard.num_views
-    mine = slice(shard.rank, num_views, shard.size)
-    if not (weights.points or weights.coverage or weights.solidity):
+    names = tuple(name for name in ("points", "coverage", "solidity") if getattr(weights, name))
+    if not names:
         return {}
+    mine = slice(shard.rank, num_views, shard.size)
     positions, logits = of_views(leaves, num_views, mine)
-    depths, masks = batch.input_depths[:, mine], batch.input_masks[:, mine]
-    terms: dict[str, Tensor] = {}
-    if weights.points:
-        inputs = batch.inputs
-        cameras = Cameras(inputs.camera_to_world[:, mine], inputs.intrinsics[:, mine], inputs.height, inputs.width)
-        error = points_loss(positions, cameras, depths, masks, how.patch).sum(1)
-        terms["points"] = (error / surface_pixels(batch.input_masks)).mean()
-    for name, term in (("coverage", coverage_loss), ("solidity", solidity_loss)):
-        if getattr(weights, name):
-            terms[name] = term(logits, masks, how.patch).sum(1).mean() / num_views
+    views = batch.inputs
+    cameras = Cameras(views.camera_to_world[:, mine], views.intrinsics[:, mine], views.height, views.width)
+    inputs = Surfaces(cameras, batch.input_depths[:, mine], batch.input_masks[:, mine])
+    if shard.size > 1:
+        inputs = replace(inputs, pixels=surface_pixels(batch.input_masks), num_views=num_views)
+    terms = how.surface_terms(names, positions, logits, inputs, how.patch)
     loss = sum((getattr(weights, name) * value for name, value in terms.items()), positions.new_zeros(()))
     loss.backward()
-    return {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
+    # Copies: a recorded term is overwritten by the next step's.
+    return {"loss": loss.detach(), **{name: value.detach().clone() for name, value in terms.items()}}
 
 
 def _differentiate_renderings(

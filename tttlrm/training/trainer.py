@@ -16,11 +16,13 @@ from tttlrm.checkpoints import save_model
 from tttlrm.training.checkpoint import load_checkpoint, save_checkpoint
 from tttlrm.training.data import TrainingData
 from tttlrm.training.errors import TrainingError
+from tttlrm.training.graphs import GraphedSurfaceTerms, RecordedFunction
 from tttlrm.training.groups import Processes
 from tttlrm.training.meter import Meter
 from tttlrm.training.network import TrainingNetwork, build_model
 from tttlrm.training.optimizer import FlatAdamW, FlatParameters, learning_rate
 from tttlrm.training.perceptual import load_perceptual_loss
+from tttlrm.training.points import surface_terms
 from tttlrm.training.progress import Plan, Position
 from tttlrm.training.report import Curve, Display
 from tttlrm.training.settings import Phase, TrainingSettings
@@ -55,7 +57,12 @@ class Trainer:
         self.display = Display(settings.stage, active=processes.rank == 0)
         self.model = build_model(settings, device)
         self.flat = FlatParameters(self.model)
-        self.optimizer = FlatAdamW(self.flat, settings.optimizer)
+        graphs = settings.compute.graphs and device.type == "cuda"
+        self.optimizer = FlatAdamW(
+            self.flat,
+            settings.optimizer,
+            (lambda step: RecordedFunction(step, self.display.say)) if graphs else (lambda step: step),
+        )
         self.position = load_checkpoint(settings.output, settings, self.optimizer) or Position()
         self.plan = Plan(settings.phases, settings.budget)
         self.data = TrainingData(settings.data, settings.seed, device)
@@ -66,7 +73,10 @@ class Trainer:
             self.compute,
             settings.compute.compile and processes.sp_size == 1,
             self.display.say,
-            settings.compute.graphs and processes.sp_size == 1 and device.type == "cuda",
+            graphs and processes.sp_size == 1,
+        )
+        self._surface_terms = (
+            GraphedSurfaceTerms(self.display.say) if graphs and processes.sp_size == 1 else surface_terms
         )
         weighted = any(settings.loss_of(phase, at).perceptual for phase in settings.phases for at in (0.0, 1.0))
         self.perceptual = (
@@ -135,6 +145,7 @@ class Trainer:
             self.perceptual,
             settings.compute.views_per_rendering,
             settings.model.patch,
+            self._surface_terms,
         )
         terms = backpropagate(self.network, batch, processes.shard(num_views), how)
         gradient = processes.sum(self.flat.collect_gradient())
