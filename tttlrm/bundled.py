@@ -55,16 +55,16 @@ BUNDLED = {
     model.name: model
     for model in (
         BundledModel(
-            "tiny-object", "object", "full", "8fb39f714493f516cdb0f4e02c2583b101325950433f7778db84ab6b16cf9eee"
+            "tiny-object", "object", "full", "ef9f98ed20bedc78ea4a0dac8526192d65ab3c1725c4bede8ba4710d0d03d6ae"
         ),
         BundledModel(
-            "tiny-object-ar", "object", "ar", "cfae88ad87b66520dea90e41c876fc0b34546658a53f9c0050e670a4b7337dcd"
+            "tiny-object-ar", "object", "ar", "0afc0302533e8122b6a1f312a19718f21b7c8680342f617518faf67d77af98cf"
         ),
         BundledModel(
             "tiny-object-attention",
             "object",
             "full",
-            "5e20ec6cbe49f98290358aa38d44e0e6a4cfdb2690898bc8d53ab37ea9ca237e",
+            "436fb13283e333f2728b03d1c8cd8f16df4ef3696d797667ed0a72f1db95e991",
         ),
         BundledModel("tiny-room", "room", "full", "f2b976009ac2106546f80b091eea7f8ccc9ed7a2a6141cbde616e83ee857a8bd"),
         BundledModel("tiny-room-ar", "room", "ar", "f8bcb00fb3dc6334a45af1bc263d0b166fa6644ccb3f7aacf6dd34d36a844abf"),
