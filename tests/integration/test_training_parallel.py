@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,8 @@ def test_training_with_processes(tmp_path: Path) -> None:
         state = torch.load(output / "checkpoint.pt", weights_only=True)
         weights.append(state["optimizer"]["values"])
         assert len((output / "curve.csv").read_text().splitlines()) == 4
+        launcher = json.loads((output / "summary.json").read_text())["command"].split(" -m ")[0]
+        assert launcher == ("python" if size == 1 else "torchrun --nproc-per-node 4")
     assert torch.allclose(*weights, rtol=1e-6, atol=1e-9)
     assert (tmp_path / "1" / "curve.csv").read_text().split("\n")[1].split(",")[5:8] == (
         tmp_path / "4" / "curve.csv"

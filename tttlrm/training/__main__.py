@@ -24,8 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = compose(arguments)
         processes, device = join_processes(settings.compute.sp_size, settings.compute.device)
-        start = "python" if processes.world_size == 1 else f"torchrun --nproc-per-node {processes.world_size}"
-        command = " ".join([f"{start} -m tttlrm.training", *map(shlex.quote, arguments)])
+        command = " ".join([processes.launcher, "-m tttlrm.training", *map(shlex.quote, arguments)])
         complete = Trainer(settings, processes, device, command).run()
     except UserError as error:
         print(error, file=sys.stderr)

@@ -58,6 +58,8 @@ class GraphedSurfaceTerms:
         self, names: tuple[str, ...], positions: Tensor, logits: Tensor, inputs: Surfaces, patch: int
     ) -> dict[str, Tensor]:
         """Values are overwritten by the next call of the same shape."""
+        if inputs.pixels is not None or inputs.num_views is not None:  # a part of the scenes' views
+            return surface_terms(names, positions, logits, inputs, patch)
         cameras = inputs.cameras
         # What no term depends on must not ask for a gradient.
         positions = positions if "points" in names else positions.detach()
@@ -68,9 +70,10 @@ class GraphedSurfaceTerms:
             samples = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
             terms = _SurfaceTerms(names, cameras.height, cameras.width, patch)
             try:
-                self._graphs[key] = torch.cuda.make_graphed_callables(terms, samples)
+                with _current_stream():
+                    self._graphs[key] = torch.cuda.make_graphed_callables(terms, samples)
             except RuntimeError as error:
-                self._warn(f"surface terms could not be recorded as a CUDA graph: {_first(error)}")
+                self._warn(f"surface terms could not be recorded as a CUDA graph: {first_line(error)}")
                 self._fails = True
         if key not in self._graphs:
             return surface_terms(names, positions, logits, inputs, patch)
@@ -80,8 +83,9 @@ class GraphedSurfaceTerms:
 class RecordedFunction:
     """A function of one tensor, without gradients, recorded as a graph after a few calls.
 
-    Everything else that it reads and writes must stay where it is. Its result is overwritten by the next call. Where it
-    cannot be recorded, it goes on as it is, and says so.
+    Everything else that it reads and writes must stay where it is. Its result is overwritten by the next call. A call
+    with another tensor than that of the recording runs the function itself. Where it cannot be recorded, it goes on as
+    it is, and says so.
     """
 
     _CALLS_BEFORE = 3  # libraries and compilers set themselves up in the first ones
@@ -106,15 +110,21 @@ class RecordedFunction:
     def _record(self, argument: Tensor) -> None:
         try:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with _current_stream(), torch.cuda.graph(graph):
                 self._result = self._function(argument)
         except RuntimeError as error:
-            self._warn(f"steps could not be recorded as a CUDA graph: {_first(error)}")
+            self._warn(f"steps could not be recorded as a CUDA graph: {first_line(error)}")
             return
         self._graph, self._argument = graph, argument
 
 
-def _first(error: BaseException) -> str:
+def _current_stream() -> torch.cuda.StreamContext:
+    """Restores the current stream at its end: a recording that fails does not."""
+    return torch.cuda.stream(torch.cuda.current_stream())
+
+
+def first_line(error: BaseException) -> str:
+    """What the error says, as a part of a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

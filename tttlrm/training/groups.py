@@ -27,6 +27,15 @@ class Processes:
         """Groups that each train on scenes of their own."""
         return self.world_size // self.sp_size
 
+    @property
+    def launcher(self) -> str:
+        """What starts these processes, for a command that someone can type again."""
+        if self.world_size == 1:
+            return "python"
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        nodes = "" if per_node == self.world_size else f"--nnodes {self.world_size // per_node} "
+        return f"torchrun {nodes}--nproc-per-node {per_node}"
+
     def shard(self, num_views: int) -> ViewShard:
         return ViewShard(num_views) if self.sequence is None else self.sequence.shard(num_views)
 

@@ -19,7 +19,7 @@ from tttlrm.fast_weights import FastWeights, Triple
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
 from tttlrm.parallel import ViewShard
-from tttlrm.training.graphs import GraphedNetwork, Warn
+from tttlrm.training.graphs import GraphedNetwork, Warn, first_line
 from tttlrm.training.settings import TrainingSettings
 
 _Update = Callable[[FastWeights, slice, Normed, Pass], FastWeights]
@@ -59,7 +59,7 @@ class TrainingNetwork:
         except Exception as error:
             if not (self.compiled and _is_compiler_error(error)):
                 raise
-            self._warn(f"the network could not be compiled, so it runs uncompiled: {_first_line(error)}")
+            self._warn(f"the network could not be compiled, so it runs uncompiled: {first_line(error)}")
             self.use_uncompiled()
             return self._call(views, shard)
 
@@ -82,7 +82,7 @@ class TrainingNetwork:
         except RuntimeError as error:
             if self.compiled and _is_compiler_error(error):
                 raise
-            self._warn(f"the network could not be recorded as a CUDA graph, so it runs as it is: {_first_line(error)}")
+            self._warn(f"the network could not be recorded as a CUDA graph, so it runs as it is: {first_line(error)}")
             self._graphs = None
             return False
 
@@ -177,7 +177,3 @@ def _is_compiler_error(error: Exception) -> bool:
     return isinstance(error, torch._dynamo.exc.TorchDynamoException) or type(error).__module__.startswith(
         ("torch._inductor", "triton")
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

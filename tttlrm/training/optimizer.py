@@ -91,7 +91,7 @@ class FlatAdamW:
         settings: OptimizerSettings,
         record: Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]] = lambda step: step,
     ) -> None:
-        """``record``: makes of a step, a function of the gradient, one that runs faster; see
+        """``record``: wraps the function that takes a step (gradient to its norm), as in a
         :class:`tttlrm.training.graphs.RecordedFunction`."""
         self.parameters = parameters
         self.settings = settings
@@ -105,16 +105,16 @@ class FlatAdamW:
         self.taken, self.not_finite, self.too_long, self.bad_in_a_row = (zero.clone() for _ in range(4))
         # On the device, where a recorded step reads them.
         self._rate, self._skip_norm = values.new_zeros(()), values.new_zeros(())
-        self._take = record(self._step)
+        self._recorded_update = record(self._update)
 
     @torch.no_grad()
     def step(self, gradient: Tensor, learning_rate: float, skip_norm: float) -> Tensor:
         """Take a step, unless the gradient is not finite or longer than ``skip_norm``. Returns the gradient's norm."""
         self._rate.fill_(learning_rate)
         self._skip_norm.fill_(skip_norm)
-        return self._take(gradient).clone()
+        return self._recorded_update(gradient).clone()
 
-    def _step(self, gradient: Tensor) -> Tensor:
+    def _update(self, gradient: Tensor) -> Tensor:
         """Every operation's operands are on the device, so that it can be recorded."""
         settings, values = self.settings, self.parameters.values
         norm = torch.linalg.vector_norm(gradient)
