@@ -21,3 +21,8 @@ class BackendUnavailableError(UserError):
 
 class DownloadError(UserError):
     """A file could not be fetched, or is not the file that was expected."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, as a part of a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tttlrm.errors import CheckpointError, UserError
+from tttlrm.errors import CheckpointError, UserError, first_line
 from tttlrm.files import atomic_path
 from tttlrm.training.optimizer import FlatAdamW
 from tttlrm.training.progress import Position
@@ -55,8 +55,7 @@ def load_checkpoint(folder: Path, settings: TrainingSettings, optimizer: FlatAda
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
         version, saved, position = state["version"], state["settings"], Position(**state["position"])
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a readable training checkpoint ({reason})") from None
+        raise CheckpointError(f"{path}: not a readable training checkpoint ({first_line(error)})") from None
     if version != VERSION:
         raise CheckpointError(f"{path}: is of version {version}, and only version {VERSION} can be read")
     _check_settings(path, saved, settings.to_dict())

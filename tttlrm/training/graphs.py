@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tttlrm.cameras import Cameras, Views
 from tttlrm.config import Compute, Schedule
+from tttlrm.errors import first_line
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
 from tttlrm.training.points import Surfaces, surface_terms
@@ -44,9 +45,10 @@ class GraphedNetwork:
 
 
 class GraphedSurfaceTerms:
-    """:func:`tttlrm.training.points.surface_terms` of whole scenes, as graphs by shape.
+    """:func:`tttlrm.training.points.surface_terms`, for whole scenes as graphs by shape.
 
-    Where they cannot be recorded, they are computed as they are, and ``warn`` is told.
+    Those of a share of a scene's views are computed as they are. So are all where they cannot be recorded, and then
+    ``warn`` is told.
     """
 
     def __init__(self, warn: Warn) -> None:
@@ -121,11 +123,6 @@ class RecordedFunction:
 def _current_stream() -> torch.cuda.StreamContext:
     """Restores the current stream at its end: a recording that fails does not."""
     return torch.cuda.stream(torch.cuda.current_stream())
-
-
-def first_line(error: BaseException) -> str:
-    """What the error says, as a part of a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _tensors(views: Views) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,12 +14,12 @@ from tttlrm.blocks import Block, FastWeightLayer, Normed, Pass, Sublayer
 from tttlrm.cameras import Views
 from tttlrm.checkpoints import load_model
 from tttlrm.config import Compute, Schedule
-from tttlrm.errors import CheckpointError
+from tttlrm.errors import CheckpointError, first_line
 from tttlrm.fast_weights import FastWeights, Triple
 from tttlrm.gaussians import Gaussians
 from tttlrm.model import TTTLRM
 from tttlrm.parallel import ViewShard
-from tttlrm.training.graphs import GraphedNetwork, Warn, first_line
+from tttlrm.training.graphs import GraphedNetwork, Warn
 from tttlrm.training.settings import TrainingSettings
 
 _Update = Callable[[FastWeights, slice, Normed, Pass], FastWeights]

@@ -165,7 +165,7 @@ class ComputeSettings:
     """Compile the network's blocks (minutes, at first). Where that fails, the run goes on without, and says so."""
     graphs: bool = True
     """On CUDA, record the network, the surface terms and the optimizer's steps as CUDA graphs (seconds). What cannot be
-    recorded runs as it is, and the run says so; with ``sp_size`` above 1 that holds for all but the optimizer."""
+    recorded runs as it is, and the run says so. With ``sp_size`` above 1, only the optimizer's steps are recorded."""
     checkpoint_activations: bool = False
     views_per_rendering: int | None = None
     """Target views of each scene that are rendered, with their loss and its gradient, at a time; None: all."""

@@ -38,7 +38,7 @@ class Differentiation:
     patch: int = 8
     """The model's patch size, on which the order of its Gaussians depends."""
     surface_terms: Callable[[tuple[str, ...], Tensor, Tensor, Surfaces, int], dict[str, Tensor]] = surface_terms
-    """As :func:`tttlrm.training.points.surface_terms`, or recorded; the latter is for whole scenes."""
+    """As :func:`tttlrm.training.points.surface_terms`; or recorded."""
 
 
 def backpropagate(network: Network, batch: TrainingBatch, shard: ViewShard, how: Differentiation) -> dict[str, Tensor]:

@@ -75,9 +75,7 @@ class Trainer:
             self.display.say,
             graphs and processes.sp_size == 1,
         )
-        self._surface_terms = (
-            GraphedSurfaceTerms(self.display.say) if graphs and processes.sp_size == 1 else surface_terms
-        )
+        self._surface_terms = GraphedSurfaceTerms(self.display.say) if graphs else surface_terms
         weighted = any(settings.loss_of(phase, at).perceptual for phase in settings.phases for at in (0.0, 1.0))
         self.perceptual = (
             load_perceptual_loss(settings.perceptual_weights, device, self.compute.dtype or torch.float32)
