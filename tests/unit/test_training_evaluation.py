@@ -18,8 +18,10 @@ from tttlrm.model import TTTLRM
 from tttlrm.scenes.procedural import ProceduralSpec, write_scene
 from tttlrm.training import evaluate, export
 from tttlrm.training.baselines import mean_color, nearest_view
+from tttlrm.training.data import TrainingBatch
 from tttlrm.training.figures import Figure, bootstrap, results, to_markdown
 from tttlrm.training.groups import Processes
+from tttlrm.training.settings import Phase
 from tttlrm.training.trained import find_trained
 from tttlrm.training.trainer import Trainer
 
@@ -165,6 +167,41 @@ def test_a_card_names_the_runs_before_its_own(run: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     assert export.main([str(first), "-o", str(tmp_path / "none"), *options[2:]]) == 2
     assert "is of other weights than those that the run began with" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_has_not_ended_is_exported_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = make_settings(tmp_path / "run", stage="tiny-object", report={"checkpoint_every": 4})
+    unfinished = Trainer(settings, Processes(), torch.device("cpu"), "the command")
+    kept: dict[str, torch.Tensor] = {}
+
+    def interrupted(step: int, phase: Phase) -> TrainingBatch:
+        """After a checkpoint, and before the next one."""
+        if step == 4:
+            kept.update({name: mean.clone() for name, mean in unfinished.flat.named(unfinished.optimizer.mean).items()})
+        if step == 5:
+            raise KeyboardInterrupt
+        return batch(step, phase)
+
+    with pytest.MonkeyPatch.context() as patch:
+        batch = unfinished.data.batch
+        patch.setattr(unfinished.data, "batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            unfinished.run()
+
+    options = [str(tmp_path / "run"), "-o", str(tmp_path / "out")]
+    assert export.main(options) == 2
+    assert "not a complete training run" in capsys.readouterr().err
+    assert export.main([*options, "--unfinished"]) == 0
+    exported = tmp_path / "out" / "tiny-object.safetensors"
+    for name, parameter in load_model(exported).named_parameters():
+        assert torch.equal(parameter, kept[name].bfloat16().float()), name
+    text = exported.with_suffix(".md").read_text()
+    assert "- command: `the command`" in text and "stopped at 67% of its schedule" in text
+    assert [row["step"] for row in json.loads(exported.with_suffix(".json").read_text())["curve"]] == ["2", "4"]
+
+    assert export.main([str(tmp_path / "out"), "-o", str(tmp_path / "none"), "--unfinished"]) == 2
+    assert "has no checkpoint.pt of a training run" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 

@@ -29,10 +29,13 @@ FREE = (
 """Settings that may change when a run goes on: they do not change what it computes beyond rounding."""
 
 
-def save_checkpoint(folder: Path, settings: TrainingSettings, position: Position, optimizer: FlatAdamW) -> None:
+def save_checkpoint(
+    folder: Path, settings: TrainingSettings, position: Position, optimizer: FlatAdamW, command: str | None = None
+) -> None:
     """Write the run's state. Random numbers need none: they are functions of the seed and the step."""
     state = {
         "version": VERSION,
+        "command": command,
         "settings": settings.to_dict(),
         "position": dataclasses.asdict(position),
         "optimizer": optimizer.state(),
@@ -51,16 +54,39 @@ def load_checkpoint(folder: Path, settings: TrainingSettings, optimizer: FlatAda
     path = folder / CHECKPOINT
     if not path.exists():
         return None
+    state = _read(path)
+    _check_settings(path, state["settings"], settings.to_dict())
+    optimizer.load_state(state["optimizer"])
+    return Position(**state["position"])
+
+
+def checkpoint_origin(folder: Path) -> tuple[TrainingSettings, str | None]:
+    """The settings of the run whose checkpoint is in a folder, and the command that wrote it, where that is known.
+
+    Raises:
+        UserError: no checkpoint there, or its settings are none.
+        CheckpointError: unreadable, or of another version.
+    """
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise UserError(f"{folder}: has no {CHECKPOINT} of a training run")
+    state = _read(path)
+    return TrainingSettings.from_dict(state["settings"]), state.get("command")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-        version, saved, position = state["version"], state["settings"], Position(**state["position"])
+        version = state["version"]
+        Position(**state["position"])
+        missing = {"settings", "optimizer"} - state.keys()
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a readable training checkpoint ({first_line(error)})") from None
     if version != VERSION:
         raise CheckpointError(f"{path}: is of version {version}, and only version {VERSION} can be read")
-    _check_settings(path, saved, settings.to_dict())
-    optimizer.load_state(state["optimizer"])
-    return position
+    if missing:
+        raise CheckpointError(f"{path}: not a readable training checkpoint (without {', '.join(sorted(missing))})")
+    return dict(state)
 
 
 def _check_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """``python -m tttlrm.training.export RUN -o FOLDER``: a complete run's model as bf16 safetensors, with its card.
 
 Writes ``NAME.safetensors``, ``NAME.json`` (the card for programs, with the sha256 of the weights) and ``NAME.md``.
-RUN may also be an exported model, whose card is then made anew: with results, or with the runs before it.
+RUN may also be an exported model, whose card is then made anew: with results, or with the runs before it. With
+``--unfinished`` it is a run that has not ended, and the model is the running mean at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import csv
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from tttlrm.training.progress import Plan, Position
 from tttlrm.training.settings import TrainingSettings
 from tttlrm.training.trained import TrainedModel, find_trained
 from tttlrm.training.trainer import CURVE, VALIDATION
+from tttlrm.training.unfinished import model_so_far
 
 _CURVE_POINTS = 12
 _EARLIER = ("command", "commit", "settings", "steps", "seconds", "weights_sha256", "initial_weights_sha256")
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--records", type=Path, help="folder of evaluation records, whose results the card then shows")
     add("--before", type=Path, help="card (.json) of the exported model whose weights the run began with")
     add("--mean-with", type=Path, help="exported model of the same shape: the weights become the mean of both")
+    add("--unfinished", action="store_true", help="the model that the run has so far; the run may go on meanwhile")
     add("--became", help="the commit that local changes became, where the run says that there were some")
     add("--max-megabytes", type=float, default=16.0, help="refuse a larger file (MB of 10^6 bytes)")
     parsed = parser.parse_args(arguments)
@@ -60,6 +64,7 @@ def export(
     before: Path | None = None,
     became: str | None = None,
     mean_with: Path | None = None,
+    unfinished: bool = False,
 ) -> Path:
     """Write the model and its card. Returns the path of the weights.
 
@@ -69,31 +74,33 @@ def export(
         before: card of the model whose weights the run began with.
         became: the commit that local changes to the run's code became.
         mean_with: exported model of the same shape; the result has the mean of both models' weights.
+        unfinished: the running mean at the last checkpoint of a run that has not ended.
     """
     if not run.exists():
         raise UserError(f"{run}: no such run or file")
-    trained = find_trained(run)
-    size = sum(parameter.numel() for parameter in load_model(trained.weights).parameters()) * 2
-    if size > max_megabytes * 1e6:
-        raise UserError(f"{run}: the model takes {size / 1e6:.1f} MB in bf16, more than {max_megabytes:g} MB")
-    earlier = None if before is None else _earlier_run(before, trained.summary["initial_weights_sha256"])
-    output.mkdir(parents=True, exist_ok=True)
-    weights = output / f"{trained.name}.safetensors"
-    if mean_with is None:
-        _write_weights(trained.weights, weights, exported=run.is_file())
-        mean_of = {}
-    else:
-        parts = (find_trained(mean_with), trained)
-        _write_mean(parts, weights)
-        mean_of = {"mean_of": [part.summary["weights_sha256"] for part in parts]}
-    card = _card(trained, weights, run) | mean_of
-    if earlier is not None:
-        card["before"] = earlier
-    if became is not None:
-        card["changes_became"] = became
-    write_json(weights.with_suffix(".json"), card)
-    write_text(weights.with_suffix(".md"), card_markdown(card, _records_of(card, records)))
-    return weights
+    with tempfile.TemporaryDirectory() as scratch:
+        trained = model_so_far(run, Path(scratch)) if unfinished else find_trained(run)
+        size = sum(parameter.numel() for parameter in load_model(trained.weights).parameters()) * 2
+        if size > max_megabytes * 1e6:
+            raise UserError(f"{run}: the model takes {size / 1e6:.1f} MB in bf16, more than {max_megabytes:g} MB")
+        earlier = None if before is None else _earlier_run(before, trained.summary["initial_weights_sha256"])
+        output.mkdir(parents=True, exist_ok=True)
+        weights = output / f"{trained.name}.safetensors"
+        if mean_with is None:
+            _write_weights(trained.weights, weights, exported=run.is_file())
+            mean_of = {}
+        else:
+            parts = (find_trained(mean_with), trained)
+            _write_mean(parts, weights)
+            mean_of = {"mean_of": [part.summary["weights_sha256"] for part in parts]}
+        card = _card(trained, weights, run) | mean_of
+        if earlier is not None:
+            card["before"] = earlier
+        if became is not None:
+            card["changes_became"] = became
+        write_json(weights.with_suffix(".json"), card)
+        write_text(weights.with_suffix(".md"), card_markdown(card, _records_of(card, records)))
+        return weights
 
 
 def _write_weights(source: Path, target: Path, exported: bool) -> None:
@@ -130,8 +137,8 @@ def _card(trained: TrainedModel, weights: Path, run: Path) -> dict[str, Any]:
         **card,
         "run_weights_sha256": trained.summary["weights_sha256"],
         **summary,
-        "curve": _thin(_read_csv(run / CURVE)),
-        "validation_curve": _read_csv(run / VALIDATION),
+        "curve": _thin(_rows_until(trained.summary["steps"], run / CURVE)),
+        "validation_curve": _rows_until(trained.summary["steps"], run / VALIDATION),
     }
 
 
@@ -271,11 +278,13 @@ def _thin(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return rows[::-1][::step][::-1]
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _rows_until(step: int, path: Path) -> list[dict[str, str]]:
+    """Those that a run wrote up to a step: one that goes on has written more."""
     if not path.is_file():
         raise UserError(f"{path}: missing; the card needs the run's curve")
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["step"].isdecimal() and int(row["step"]) <= step]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A complete run. ``validation``: at its end; ``command``: what was typed, where that is known."""
+    """A run. ``validation``: at its end; ``command``: what was typed; None where something is not known."""
 
     settings: TrainingSettings
     position: Position
@@ -30,8 +30,8 @@ class RunSummary:
     steps_not_finite: int
     steps_too_long: int
     parameters: int
-    compiled: bool
-    graphed: bool
+    compiled: bool | None
+    graphed: bool | None
     device: torch.device
     validation: list[Validation]
 

@@ -230,7 +230,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.processes.rank == 0:
-            save_checkpoint(self.settings.output, self.settings, self.position, self.optimizer)
+            save_checkpoint(self.settings.output, self.settings, self.position, self.optimizer, self._command)
 
     def _open_curves(self) -> tuple[Curve, Curve]:
         output, done, active = self.settings.output, self.position.step, self.processes.rank == 0
