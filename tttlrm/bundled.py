@@ -55,16 +55,16 @@ BUNDLED = {
     model.name: model
     for model in (
         BundledModel(
-            "tiny-object", "object", "full", "ef9f98ed20bedc78ea4a0dac8526192d65ab3c1725c4bede8ba4710d0d03d6ae"
+            "tiny-object", "object", "full", "9e561b04ab8334ca71be18b366e34f09f9770c75863ad28f3c280244d755d70d"
         ),
         BundledModel(
-            "tiny-object-ar", "object", "ar", "0afc0302533e8122b6a1f312a19718f21b7c8680342f617518faf67d77af98cf"
+            "tiny-object-ar", "object", "ar", "a492892d3d8399536cbb3b47c5a5658a9787fcd4f6d1eb6ee494a85402b06995"
         ),
         BundledModel(
             "tiny-object-attention",
             "object",
             "full",
-            "436fb13283e333f2728b03d1c8cd8f16df4ef3696d797667ed0a72f1db95e991",
+            "42ec327c92aca5d5a15fc9083d8d19d627e10ef1992121143447f1966d036099",
         ),
         BundledModel("tiny-room", "room", "full", "f2b976009ac2106546f80b091eea7f8ccc9ed7a2a6141cbde616e83ee857a8bd"),
         BundledModel("tiny-room-ar", "room", "ar", "f8bcb00fb3dc6334a45af1bc263d0b166fa6644ccb3f7aacf6dd34d36a844abf"),
