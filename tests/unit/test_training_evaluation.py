@@ -171,7 +171,7 @@ def test_a_card_names_the_runs_before_its_own(run: Path, tmp_path: Path, capsys:
 
 
 def test_a_run_that_has_not_ended_is_exported_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = make_settings(tmp_path / "run", stage="tiny-object", report={"checkpoint_every": 4})
+    settings = make_settings(tmp_path / "run", stage="tiny-object", report={"checkpoint_every": 4, "log_every": 1})
     unfinished = Trainer(settings, Processes(), torch.device("cpu"), "the command")
     kept: dict[str, torch.Tensor] = {}
 
@@ -189,6 +189,8 @@ def test_a_run_that_has_not_ended_is_exported_as_it_stands(tmp_path: Path, capsy
         with pytest.raises(KeyboardInterrupt):
             unfinished.run()
 
+    with (tmp_path / "run" / "curve.csv").open("a") as curve:
+        curve.write("4,")  # as of a row that is being written
     options = [str(tmp_path / "run"), "-o", str(tmp_path / "out")]
     assert export.main(options) == 2
     assert "not a complete training run" in capsys.readouterr().err
@@ -198,7 +200,12 @@ def test_a_run_that_has_not_ended_is_exported_as_it_stands(tmp_path: Path, capsy
         assert torch.equal(parameter, kept[name].bfloat16().float()), name
     text = exported.with_suffix(".md").read_text()
     assert "- command: `the command`" in text and "stopped at 67% of its schedule" in text
-    assert [row["step"] for row in json.loads(exported.with_suffix(".json").read_text())["curve"]] == ["2", "4"]
+    assert [row["step"] for row in json.loads(exported.with_suffix(".json").read_text())["curve"]] == [
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
 
     assert export.main([str(tmp_path / "out"), "-o", str(tmp_path / "none"), "--unfinished"]) == 2
     assert "has no checkpoint.pt of a training run" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import torch
 from PIL import Image
 
 from tests.training_cases import make_settings
-from tttlrm.checkpoints import load_model
+from tttlrm.checkpoints import digest, load_model, save_model
 from tttlrm.errors import CheckpointError, UserError
-from tttlrm.training.checkpoint import CHECKPOINT, load_checkpoint
+from tttlrm.training.checkpoint import CHECKPOINT, read_checkpoint
 from tttlrm.training.errors import TrainingError
 from tttlrm.training.groups import Processes
 from tttlrm.training.report import Curve
 from tttlrm.training.step import backpropagate
+from tttlrm.training.summary import Origin
 from tttlrm.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -162,17 +164,41 @@ def test_a_run_refuses_other_settings_than_it_was_started_with(complete: Trainer
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes, complete: Trainer) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / CHECKPOINT).write_bytes(content)
     with pytest.raises(CheckpointError, match="not a readable training checkpoint"):
-        load_checkpoint(tmp_path, complete.settings, complete.optimizer)
+        read_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_of_another_version_is_named(tmp_path: Path, complete: Trainer) -> None:
     state = torch.load(complete.settings.output / CHECKPOINT, weights_only=True)
     torch.save({**state, "version": 99}, tmp_path / CHECKPOINT)
     with pytest.raises(CheckpointError, match="is of version 99"):
-        load_checkpoint(tmp_path, complete.settings, complete.optimizer)
+        read_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_without_an_origin_is_read(tmp_path: Path, complete: Trainer) -> None:
+    state = torch.load(complete.settings.output / CHECKPOINT, weights_only=True)
+    assert state.pop("origin")["command"] == "the command"
+    torch.save(state, tmp_path / CHECKPOINT)
+    saved = read_checkpoint(tmp_path)
+    assert saved is not None and saved.origin == Origin() and saved.position.step == 6
+
+
+def test_a_run_names_the_weights_that_it_began_with_whatever_becomes_of_the_file(
+    tmp_path: Path, complete: Trainer
+) -> None:
+    initial = tmp_path / "initial.safetensors"
+    shutil.copy(complete.settings.output / "weights.safetensors", initial)
+    began = digest(initial)
+    changes = {"initial_weights": str(initial), "budget": {"stop_after_seconds": 1e-6}}
+    assert not trainer(tmp_path / "run", **changes).run()
+    with torch.no_grad():
+        other = load_model(initial)
+        next(other.parameters()).add_(1)
+    save_model(other, initial)
+    assert trainer(tmp_path / "run", initial_weights=str(initial)).run()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["initial_weights_sha256"] == began
 
 
 def test_fine_tuning_starts_from_weights_of_the_same_model(tmp_path: Path, complete: Trainer) -> None:

@@ -44,11 +44,20 @@ def test_stages_are_valid_and_small(stage: str) -> None:
     assert (composed.initial_weights is not None) == stage.endswith("-ar")
 
 
-@pytest.mark.parametrize("stage", ["continued", "final", "more"])
-def test_later_stages_go_on_with_the_same_model(stage: str) -> None:
-    first, later = (compose([f"stage={s}", "output=out"]) for s in ("tiny-room", f"tiny-room-{stage}"))
-    assert (later.stage, later.model) == (first.stage, first.model)
-    assert (later.data.kind, later.schedule.kind) == ("room", "full")
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ("tiny-room", "tiny-room-continued"),
+        ("tiny-room", "tiny-room-final"),
+        ("tiny-room", "tiny-room-more"),
+        ("tiny-object", "tiny-object-more"),
+        ("tiny-object-attention", "tiny-object-attention-more"),
+    ],
+)
+def test_later_stages_go_on_with_the_same_model(first: str, later: str) -> None:
+    before, after = (compose([f"stage={stage}", "output=out"]) for stage in (first, later))
+    assert (after.stage, after.model) == (before.stage, before.model)
+    assert (after.data.kind, after.schedule.kind) == (before.data.kind, "full")
 
 
 def test_the_wide_stage_is_as_large() -> None:
@@ -57,8 +66,9 @@ def test_the_wide_stage_is_as_large() -> None:
     assert 2 * parameters("tiny-room-wide") <= 16e6 * 0.98
 
 
-def test_attention_model_is_comparable() -> None:
-    ours, theirs = (compose([f"stage={s}", "output=out"]) for s in ("tiny-object", "tiny-object-attention"))
+@pytest.mark.parametrize("part", ["", "-more"])
+def test_attention_model_is_comparable(part: str) -> None:
+    ours, theirs = (compose([f"stage={s}{part}", "output=out"]) for s in ("tiny-object", "tiny-object-attention"))
     assert theirs.model.mixer == "attention"
     assert abs(parameters("tiny-object-attention") / parameters("tiny-object") - 1) < 0.1
     for part in ("phases", "data", "loss", "optimizer", "seed", "schedule", "compute"):
@@ -68,15 +78,29 @@ def test_attention_model_is_comparable() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bundled_models_are_those_of_their_stages(stage: str) -> None:
-    composed = compose([f"stage={stage}", "output=out"])
     card = json.loads(BUNDLED[stage].path.with_suffix(".json").read_text(encoding="utf-8"))
-    trained = TrainingSettings.from_dict(card["settings"])
+    composed, trained = compose([f"stage={stage}", "output=out"]), TrainingSettings.from_dict(card["settings"])
     assert trained.model == composed.model and trained.schedule == composed.schedule
-    if trained.data.kind == "object":  # rooms took several stages
+
+
+@pytest.mark.parametrize(
+    ("model", "stages"),
+    [
+        ("tiny-object", ["tiny-object", "tiny-object-more"]),
+        ("tiny-object-attention", ["tiny-object-attention", "tiny-object-attention-more"]),
+        ("tiny-object-ar", ["tiny-object", "tiny-object-more", "tiny-object-ar"]),
+    ],
+)
+def test_the_runs_of_bundled_objects_are_their_stages(model: str, stages: list[str]) -> None:
+    run = json.loads(BUNDLED[model].path.with_suffix(".json").read_text(encoding="utf-8"))
+    for stage in reversed(stages):
+        composed, trained = compose([f"stage={stage}", "output=out"]), TrainingSettings.from_dict(run["settings"])
         # How a run's time is shared out is of no account where its steps are given.
         assert [replace(p, share=1.0) for p in trained.phases] == [replace(p, share=1.0) for p in composed.phases]
         for part in ("data", "loss", "optimizer", "seed"):
             assert getattr(trained, part) == getattr(composed, part), part
+        run = run.get("before")
+    assert run is None
 
 
 def test_plain_values_and_back() -> None:

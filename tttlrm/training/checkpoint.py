@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tttlrm.files import atomic_path
 from tttlrm.training.optimizer import FlatAdamW
 from tttlrm.training.progress import Position
 from tttlrm.training.settings import TrainingSettings
+from tttlrm.training.summary import Origin
 
 CHECKPOINT = "checkpoint.pt"
 VERSION = 1
@@ -29,64 +31,76 @@ FREE = (
 """Settings that may change when a run goes on: they do not change what it computes beyond rounding."""
 
 
+@dataclass(frozen=True)
+class SavedRun:
+    """A run's state as a checkpoint has it.
+
+    Attributes:
+        path: of the checkpoint.
+        settings: as :meth:`tttlrm.training.settings.TrainingSettings.to_dict` gives them.
+        position: where the run stands.
+        optimizer: as :meth:`tttlrm.training.optimizer.FlatAdamW.state` gives it.
+        origin: of the run; its attributes are None in checkpoints that do not have them.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    position: Position
+    optimizer: dict[str, Any]
+    origin: Origin
+
+
 def save_checkpoint(
-    folder: Path, settings: TrainingSettings, position: Position, optimizer: FlatAdamW, command: str | None = None
+    folder: Path, settings: TrainingSettings, position: Position, optimizer: FlatAdamW, origin: Origin
 ) -> None:
     """Write the run's state. Random numbers need none: they are functions of the seed and the step."""
     state = {
         "version": VERSION,
-        "command": command,
         "settings": settings.to_dict(),
         "position": dataclasses.asdict(position),
         "optimizer": optimizer.state(),
+        "origin": dataclasses.asdict(origin),
     }
     with atomic_path(folder / CHECKPOINT) as temporary:
         torch.save(state, temporary)
 
 
-def load_checkpoint(folder: Path, settings: TrainingSettings, optimizer: FlatAdamW) -> Position | None:
-    """Restore the run's state, where the folder holds one.
+def read_checkpoint(folder: Path) -> SavedRun | None:
+    """The state of the run in a folder, where it holds a checkpoint.
 
     Raises:
-        CheckpointError: unreadable, or of another version or model.
-        UserError: the run was started with other settings.
+        CheckpointError: unreadable, or of another version.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return None
-    state = _read(path)
-    _check_settings(path, state["settings"], settings.to_dict())
-    optimizer.load_state(state["optimizer"])
-    return Position(**state["position"])
-
-
-def checkpoint_origin(folder: Path) -> tuple[TrainingSettings, str | None]:
-    """The settings of the run whose checkpoint is in a folder, and the command that wrote it, where that is known.
-
-    Raises:
-        UserError: no checkpoint there, or its settings are none.
-        CheckpointError: unreadable, or of another version.
-    """
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        raise UserError(f"{folder}: has no {CHECKPOINT} of a training run")
-    state = _read(path)
-    return TrainingSettings.from_dict(state["settings"]), state.get("command")
-
-
-def _read(path: Path) -> dict[str, Any]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]
-        Position(**state["position"])
-        missing = {"settings", "optimizer"} - state.keys()
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+        saved = SavedRun(
+            path,
+            state["settings"],
+            Position(**state["position"]),
+            state["optimizer"],
+            Origin(**state.get("origin", {})),
+        )
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a readable training checkpoint ({first_line(error)})") from None
     if version != VERSION:
         raise CheckpointError(f"{path}: is of version {version}, and only version {VERSION} can be read")
-    if missing:
-        raise CheckpointError(f"{path}: not a readable training checkpoint (without {', '.join(sorted(missing))})")
-    return dict(state)
+    return saved
+
+
+def restore(saved: SavedRun, settings: TrainingSettings, optimizer: FlatAdamW) -> Position:
+    """Go on with a run.
+
+    Raises:
+        CheckpointError: of another model.
+        UserError: the run was started with other settings.
+    """
+    _check_settings(saved.path, saved.settings, settings.to_dict())
+    optimizer.load_state(saved.optimizer)
+    return saved.position
 
 
 def _check_settings(path: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:

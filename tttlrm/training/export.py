@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import shutil
 import sys
@@ -172,6 +173,15 @@ def _share_of_schedule(card: dict[str, Any]) -> float:
     return Plan(settings.phases, settings.budget).progress(Position(step=card["steps"], seconds=card["seconds"]))
 
 
+def _part_of_schedule(run: dict[str, Any]) -> str:
+    done = _share_of_schedule(run)
+    return f" ({done:.0%} of its schedule)" if done < 1 else ""
+
+
+def _command(run: dict[str, Any]) -> str:
+    return f"`{run['command']}`" if run["command"] else "not recorded"
+
+
 def _commit(run: dict[str, Any]) -> str:
     became = f", whose changes became {run['changes_became']}" if run.get("changes_became") else ""
     return f"{run['commit'] or 'not recorded'}{became}"
@@ -207,7 +217,7 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
         "",
         "## Training",
         "",
-        f"- command: `{card['command']}`",
+        f"- command: {_command(card)}",
         f"- commit: {_commit(card)}; seed {settings['seed']}, data seed {data['seed']}",
         f"- on {gpus}, torch {environment['torch']}: {card['steps']:,} steps in {card['seconds']:.0f} s; "
         f"{card['steps_not_finite']} steps skipped as not finite, {card['steps_too_long']} as too long",
@@ -224,8 +234,8 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
         lines.append(f"- fine-tuned from weights of sha256 `{card['initial_weights_sha256']}`")
     history = _history(card)
     lines += [
-        f"- before: `{run['command']}` at commit {_commit(run)}: {run['steps']:,} steps in {run['seconds']:.0f} s, "
-        f"to weights of sha256 `{run['weights_sha256']}`"
+        f"- before: {_command(run)} at commit {_commit(run)}: {run['steps']:,} steps in {run['seconds']:.0f} s"
+        f"{_part_of_schedule(run)}, to weights of sha256 `{run['weights_sha256']}`"
         for run in history[:-1]
     ]
     if len(history) > 1:
@@ -282,9 +292,9 @@ def _rows_until(step: int, path: Path) -> list[dict[str, str]]:
     """Those that a run wrote up to a step: one that goes on has written more."""
     if not path.is_file():
         raise UserError(f"{path}: missing; the card needs the run's curve")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if row["step"].isdecimal() and int(row["step"]) <= step]
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # the last line may be half written
+    return [row for row in csv.DictReader(io.StringIO(whole)) if int(row["step"]) <= step]
 
 
 if __name__ == "__main__":

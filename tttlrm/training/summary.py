@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,12 +20,32 @@ WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a run comes from, as found when it starts: files and code may change while it goes on.
+
+    Attributes:
+        command: what was typed; None: not known (so of the others).
+        commit: of the code, as :func:`git_commit`.
+        initial_weights_sha256: of the weights that the run began with; None as well where it began with none.
+    """
+
+    command: str | None = None
+    commit: str | None = None
+    initial_weights_sha256: str | None = None
+
+    @classmethod
+    def now(cls, settings: TrainingSettings, command: str | None) -> Origin:
+        initial = settings.initial_weights
+        return cls(command, git_commit(), None if initial is None else digest(initial))
+
+
+@dataclass(frozen=True)
 class RunSummary:
-    """A run. ``validation``: at its end; ``command``: what was typed; None where something is not known."""
+    """A run. ``validation``: at its end; None where something is not known."""
 
     settings: TrainingSettings
     position: Position
-    command: str | None
+    origin: Origin
     steps_taken: int
     steps_not_finite: int
     steps_too_long: int
@@ -38,11 +58,9 @@ class RunSummary:
 
 def write_summary(run: RunSummary, folder: Path) -> None:
     """Write ``summary.json`` beside the run's weights."""
-    initial = run.settings.initial_weights
     values = {
-        "command": run.command,
+        **asdict(run.origin),
         "settings": run.settings.to_dict(),
-        "commit": git_commit(),
         "environment": describe_environment(run.device),
         "device": run.device.type,
         "compiled": run.compiled,
@@ -53,7 +71,6 @@ def write_summary(run: RunSummary, folder: Path) -> None:
         "steps_taken": run.steps_taken,
         "steps_not_finite": run.steps_not_finite,
         "steps_too_long": run.steps_too_long,
-        "initial_weights_sha256": digest(initial) if initial is not None else None,
         "weights_sha256": digest(folder / WEIGHTS),
         "validation": [
             {

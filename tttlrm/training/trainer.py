@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import signal
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from tttlrm.checkpoints import save_model
-from tttlrm.training.checkpoint import load_checkpoint, save_checkpoint
+from tttlrm.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from tttlrm.training.data import TrainingData
 from tttlrm.training.errors import TrainingError
 from tttlrm.training.graphs import GraphedSurfaceTerms, RecordedFunction
@@ -27,7 +28,7 @@ from tttlrm.training.progress import Plan, Position
 from tttlrm.training.report import Curve, Display
 from tttlrm.training.settings import Phase, TrainingSettings
 from tttlrm.training.step import Differentiation, backpropagate
-from tttlrm.training.summary import WEIGHTS, RunSummary, write_summary
+from tttlrm.training.summary import WEIGHTS, Origin, RunSummary, write_summary
 from tttlrm.training.validation import Validation, Validator, write_contact_sheet
 
 CURVE = "curve.csv"
@@ -50,7 +51,6 @@ class Trainer:
     ) -> None:
         """``command``: what was typed, for the summary."""
         self.settings = settings
-        self._command = command
         self.processes = processes
         self.device = device
         settings.output.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,13 @@ class Trainer:
             settings.optimizer,
             (lambda step: RecordedFunction(step, self.display.say)) if graphs else (lambda step: step),
         )
-        self.position = load_checkpoint(settings.output, settings, self.optimizer) or Position()
+        saved = read_checkpoint(settings.output)
+        self.position = Position() if saved is None else restore(saved, settings, self.optimizer)
+        self.origin = Origin.now(settings, command)
+        if saved is not None and saved.origin.initial_weights_sha256 is not None:
+            # The file may have been replaced since the run began with it.
+            began = saved.origin.initial_weights_sha256
+            self.origin = dataclasses.replace(self.origin, initial_weights_sha256=began)
         self.plan = Plan(settings.phases, settings.budget)
         self.data = TrainingData(settings.data, settings.seed, device)
         self.compute = settings.compute.to_compute()
@@ -217,7 +223,7 @@ class Trainer:
         return RunSummary(
             settings=self.settings,
             position=self.position,
-            command=self._command,
+            origin=self.origin,
             steps_taken=int(self.optimizer.taken),
             steps_not_finite=int(self.optimizer.not_finite),
             steps_too_long=int(self.optimizer.too_long),
@@ -230,7 +236,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.processes.rank == 0:
-            save_checkpoint(self.settings.output, self.settings, self.position, self.optimizer, self._command)
+            save_checkpoint(self.settings.output, self.settings, self.position, self.optimizer, self.origin)
 
     def _open_curves(self) -> tuple[Curve, Curve]:
         output, done, active = self.settings.output, self.position.step, self.processes.rank == 0

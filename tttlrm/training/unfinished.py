@@ -8,9 +8,10 @@ import torch
 
 from tttlrm.checkpoints import save_model
 from tttlrm.errors import UserError
-from tttlrm.training.checkpoint import checkpoint_origin, load_checkpoint
+from tttlrm.training.checkpoint import CHECKPOINT, SavedRun, read_checkpoint
 from tttlrm.training.network import build_model
 from tttlrm.training.optimizer import FlatAdamW, FlatParameters
+from tttlrm.training.settings import TrainingSettings
 from tttlrm.training.summary import WEIGHTS, RunSummary, write_summary
 from tttlrm.training.trained import TrainedModel, find_trained
 
@@ -21,24 +22,26 @@ def model_so_far(run: Path, folder: Path) -> TrainedModel:
     To be called where the run runs: the summary describes this machine as the run's.
 
     Raises:
-        UserError: the run has no checkpoint, or was made on a kind of device that is not here.
+        UserError: the run has no checkpoint or one with unknown settings, or was made on a GPU and here is none.
         CheckpointError: its checkpoint cannot be read.
     """
-    settings, command = checkpoint_origin(run)
+    saved = read_checkpoint(run)
+    if saved is None:
+        raise UserError(f"{run}: has no {CHECKPOINT} of a training run")
+    settings = _settings(saved)
     device = torch.device(settings.compute.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{run}: was made on a GPU, and here is none; export it where it runs")
     model = build_model(settings, torch.device("cpu"), trained=False)
     flat = FlatParameters(model)
     optimizer = FlatAdamW(flat, settings.optimizer)
-    position = load_checkpoint(run, settings, optimizer)
-    assert position is not None
+    optimizer.load_state(saved.optimizer)
     model.load_state_dict(flat.named(optimizer.mean))
     save_model(model, folder / WEIGHTS)
     summary = RunSummary(
         settings=settings,
-        position=position,
-        command=command,
+        position=saved.position,
+        origin=saved.origin,
         steps_taken=int(optimizer.taken),
         steps_not_finite=int(optimizer.not_finite),
         steps_too_long=int(optimizer.too_long),
@@ -50,3 +53,10 @@ def model_so_far(run: Path, folder: Path) -> TrainedModel:
     )
     write_summary(summary, folder)
     return find_trained(folder)
+
+
+def _settings(saved: SavedRun) -> TrainingSettings:
+    try:
+        return TrainingSettings.from_dict(saved.settings)
+    except UserError as error:
+        raise UserError(f"{saved.path}: {error}") from None
