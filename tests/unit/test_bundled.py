@@ -20,6 +20,7 @@ from tttlrm.metrics import psnr
 from tttlrm.model import TTTLRM
 from tttlrm.rendering import render
 from tttlrm.scenes.procedural import ProceduralSpec
+from tttlrm.training.export import export
 from tttlrm.training.figures import read_records, to_markdown
 from tttlrm.training.heldout import HeldOutScenes, held_out_scenes
 from tttlrm.training.settings import TrainingSettings
@@ -42,6 +43,12 @@ def test_files_and_cards_are_the_models(name: str) -> None:
     assert loaded.config == settings.model
     assert (settings.data.kind, settings.schedule.kind) == (model.content, model.schedule)
     assert model.sha256 in model.card.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_card_texts_are_made_of_their_data_and_records(name: str, tmp_path: Path) -> None:
+    made = export(bundled_model(name).path, tmp_path, records=RECORDS).with_suffix(".md")
+    assert made.read_text(encoding="utf-8") == bundled_model(name).card.read_text(encoding="utf-8")
 
 
 def test_attention_has_as_many_parameters() -> None:

@@ -174,7 +174,8 @@ def _share_of_schedule(card: dict[str, Any]) -> float:
 
 
 def _part_of_schedule(run: dict[str, Any]) -> str:
-    done = _share_of_schedule(run)
+    """For a run of the history; cards of before these were kept have no settings of theirs."""
+    done = _share_of_schedule(run) if "settings" in run else 1
     return f" ({done:.0%} of its schedule)" if done < 1 else ""
 
 
