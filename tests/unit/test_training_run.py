@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_a_checkpoint_of_another_version_is_named(tmp_path: Path, complete: Trainer) -> None:
     state = torch.load(complete.settings.output / CHECKPOINT, weights_only=True)
-    torch.save({**state, "version": 99}, tmp_path / CHECKPOINT)
+    torch.save({**state, "version": 99, "origin": {"planet": "another"}}, tmp_path / CHECKPOINT)
     with pytest.raises(CheckpointError, match="is of version 99"):
         read_checkpoint(tmp_path)
 

@@ -77,7 +77,9 @@ def read_checkpoint(folder: Path) -> SavedRun | None:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
         version = state["version"]
-        saved = SavedRun(
+        if version != VERSION:
+            raise CheckpointError(f"{path}: is of version {version}, and only version {VERSION} can be read")
+        return SavedRun(
             path,
             state["settings"],
             Position(**state["position"]),
@@ -86,9 +88,6 @@ def read_checkpoint(folder: Path) -> SavedRun | None:
         )
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a readable training checkpoint ({first_line(error)})") from None
-    if version != VERSION:
-        raise CheckpointError(f"{path}: is of version {version}, and only version {VERSION} can be read")
-    return saved
 
 
 def restore(saved: SavedRun, settings: TrainingSettings, optimizer: FlatAdamW) -> Position:

@@ -24,8 +24,8 @@ class Origin:
     """Where a run comes from, as found when it starts: files and code may change while it goes on.
 
     Attributes:
-        command: what was typed; None: not known (so of the others).
-        commit: of the code, as :func:`git_commit`.
+        command: what was typed for the run's last sitting; None: not known (so of the others).
+        commit: of that sitting's code, as :func:`git_commit`.
         initial_weights_sha256: of the weights that the run began with; None as well where it began with none.
     """
 
@@ -34,9 +34,12 @@ class Origin:
     initial_weights_sha256: str | None = None
 
     @classmethod
-    def now(cls, settings: TrainingSettings, command: str | None) -> Origin:
-        initial = settings.initial_weights
-        return cls(command, git_commit(), None if initial is None else digest(initial))
+    def of(cls, settings: TrainingSettings, command: str | None, before: Origin | None) -> Origin:
+        """Of a sitting that starts now; ``before``: what the run's sittings so far have saved, if there were any."""
+        began = None if before is None else before.initial_weights_sha256
+        if began is None and settings.initial_weights is not None:
+            began = digest(settings.initial_weights)
+        return cls(command, git_commit(), began)
 
 
 @dataclass(frozen=True)

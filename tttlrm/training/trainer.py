@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 import threading
@@ -65,11 +64,7 @@ class Trainer:
         )
         saved = read_checkpoint(settings.output)
         self.position = Position() if saved is None else restore(saved, settings, self.optimizer)
-        self.origin = Origin.now(settings, command)
-        if saved is not None and saved.origin.initial_weights_sha256 is not None:
-            # The file may have been replaced since the run began with it.
-            began = saved.origin.initial_weights_sha256
-            self.origin = dataclasses.replace(self.origin, initial_weights_sha256=began)
+        self.origin = Origin.of(settings, command, None if saved is None else saved.origin)
         self.plan = Plan(settings.phases, settings.budget)
         self.data = TrainingData(settings.data, settings.seed, device)
         self.compute = settings.compute.to_compute()
