@@ -50,6 +50,7 @@ def test_stages_are_valid_and_small(stage: str) -> None:
         ("tiny-room", "tiny-room-continued"),
         ("tiny-room", "tiny-room-final"),
         ("tiny-room", "tiny-room-more"),
+        ("tiny-room", "tiny-room-alternating"),
         ("tiny-object", "tiny-object-more"),
         ("tiny-object-attention", "tiny-object-attention-more"),
     ],
