@@ -28,7 +28,8 @@ FREE = (
     "perceptual_weights",
     "data.compile",
 )
-"""Settings that may change when a run goes on: they do not change what it computes beyond rounding."""
+"""Settings that may change when a run goes on: they do not change what it computes beyond rounding (of weights, the
+place may change)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ class SavedRun:
     position: Position
     optimizer: dict[str, Any]
     origin: Origin
+
+    def complete_settings(self) -> TrainingSettings:
+        """With their defaults, those that the version which wrote the checkpoint did not have.
+
+        Raises:
+            UserError: some are not known here.
+        """
+        try:
+            return TrainingSettings.from_dict(self.settings)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
 
 def save_checkpoint(
@@ -95,9 +107,9 @@ def restore(saved: SavedRun, settings: TrainingSettings, optimizer: FlatAdamW) -
 
     Raises:
         CheckpointError: of another model.
-        UserError: the run was started with other settings.
+        UserError: the run was started with other settings, or with some that are not known here.
     """
-    _check_settings(saved.path, saved.settings, settings.to_dict())
+    _check_settings(saved.path, saved.complete_settings().to_dict(), settings.to_dict())
     optimizer.load_state(saved.optimizer)
     return saved.position
 

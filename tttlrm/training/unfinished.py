@@ -8,10 +8,9 @@ import torch
 
 from tttlrm.checkpoints import save_model
 from tttlrm.errors import UserError
-from tttlrm.training.checkpoint import CHECKPOINT, SavedRun, read_checkpoint
+from tttlrm.training.checkpoint import CHECKPOINT, read_checkpoint
 from tttlrm.training.network import build_model
 from tttlrm.training.optimizer import FlatAdamW, FlatParameters
-from tttlrm.training.settings import TrainingSettings
 from tttlrm.training.summary import WEIGHTS, RunSummary, write_summary
 from tttlrm.training.trained import TrainedModel, find_trained
 
@@ -28,7 +27,7 @@ def model_so_far(run: Path, folder: Path) -> TrainedModel:
     saved = read_checkpoint(run)
     if saved is None:
         raise UserError(f"{run}: has no {CHECKPOINT} of a training run")
-    settings = _settings(saved)
+    settings = saved.complete_settings()
     device = torch.device(settings.compute.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{run}: was made on a GPU, and here is none; export it where it runs")
@@ -53,10 +52,3 @@ def model_so_far(run: Path, folder: Path) -> TrainedModel:
     )
     write_summary(summary, folder)
     return find_trained(folder)
-
-
-def _settings(saved: SavedRun) -> TrainingSettings:
-    try:
-        return TrainingSettings.from_dict(saved.settings)
-    except UserError as error:
-        raise UserError(f"{saved.path}: {error}") from None
