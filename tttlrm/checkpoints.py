@@ -118,6 +118,20 @@ def digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def unpickle(path: Path) -> Any:
+    """What a pickle of tensors holds, on the CPU and possibly still in the file. Nothing in it is executed.
+
+    Raises:
+        CheckpointError: unreadable, or it holds something other than tensors.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: refused, because it holds something other than tensors") from None
+    except Exception as error:  # a file that is no pickle at all makes the unpickler fail in any way
+        raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -129,12 +143,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, Tensor], ModelConfig | None]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: refused, because it holds something other than tensors") from None
-    except Exception as error:  # a file that is no pickle at all makes the unpickler fail in any way
-        raise CheckpointError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+    content = unpickle(path)
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f'{path}: not a checkpoint of the form {{"model": parameters}}')

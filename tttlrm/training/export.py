@@ -11,6 +11,8 @@ import argparse
 import csv
 import io
 import json
+import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -125,7 +127,7 @@ def _write_mean(parts: Sequence[TrainedModel], target: Path) -> None:
 
 
 def _card(trained: TrainedModel, weights: Path, run: Path) -> dict[str, Any]:
-    summary = {key: value for key, value in trained.summary.items() if key != "weights_sha256"}
+    summary = {key: value for key, value in _public(trained.summary).items() if key != "weights_sha256"}
     card = {
         "name": trained.name,
         "weights_sha256": digest(weights),
@@ -141,6 +143,15 @@ def _card(trained: TrainedModel, weights: Path, run: Path) -> dict[str, Any]:
         "curve": _thin(_rows_until(trained.summary["steps"], run / CURVE)),
         "validation_curve": _rows_until(trained.summary["steps"], run / VALIDATION),
     }
+
+
+def _public(summary: dict[str, Any]) -> dict[str, Any]:
+    """Without the path of the perceptual weights, which says where a user has them, and nothing about the run."""
+    settings, command = summary["settings"] | {"perceptual_weights": None}, summary["command"]
+    if command and "perceptual_weights=" in command:
+        words = (re.sub("^([+]*perceptual_weights=).*", r"\1PATH", word, flags=re.S) for word in shlex.split(command))
+        command = shlex.join(words)
+    return summary | {"settings": settings, "command": command}
 
 
 def _earlier_run(path: Path, weights_sha256: str | None) -> dict[str, Any]:

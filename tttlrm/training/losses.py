@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tttlrm.gaussians import Gaussians
 from tttlrm.rendering import Rendering
-from tttlrm.training.perceptual import PerceptualLoss
+from tttlrm.training.perceptual import ImageDistance
 from tttlrm.training.settings import LossWeights
 
 _EPS = 1e-6
@@ -40,7 +40,7 @@ def rendering_loss(
     depths: Tensor,
     masks: Tensor,
     weights: LossWeights,
-    perceptual: PerceptualLoss | None,
+    perceptual: ImageDistance | None,
 ) -> RenderingLoss:
     """The terms that compare renderings with targets.
 

@@ -15,6 +15,8 @@ import torch
 from tttlrm.config import Compute, ModelConfig, Schedule
 from tttlrm.errors import UserError
 
+PerceptualFeatures = Literal["vgg16", "vgg19"]
+
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -238,8 +240,11 @@ class TrainingSettings:
     seed: int = 0
     initial_weights: Path | None = None
     """Checkpoint to start from; None: random weights."""
+    perceptual_features: PerceptualFeatures = "vgg16"
+    """Of which network: LPIPS' VGG-16, or the paper's VGG-19. See :mod:`tttlrm.training.perceptual`."""
     perceptual_weights: Path | None = None
-    """Folder with the LPIPS weights, as :func:`tttlrm.lpips.load_lpips` keeps them; None: the user's cache."""
+    """For vgg16 the folder with the LPIPS weights, as :func:`tttlrm.lpips.load_lpips` keeps them; None: the user's
+    cache. For vgg19 the file with its weights, as :func:`tttlrm.training.vgg.read_vgg19` reads it; needed then."""
     model: ModelConfig = field(default_factory=ModelConfig)
     schedule: Schedule = field(default_factory=Schedule)
     data: DataSettings = field(default_factory=DataSettings)

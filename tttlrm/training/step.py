@@ -19,7 +19,7 @@ from tttlrm.parallel import ViewShard
 from tttlrm.rendering import render
 from tttlrm.training.data import TrainingBatch
 from tttlrm.training.losses import opacity_loss, rendering_loss
-from tttlrm.training.perceptual import PerceptualLoss
+from tttlrm.training.perceptual import ImageDistance
 from tttlrm.training.points import Surfaces, of_views, surface_pixels, surface_terms
 from tttlrm.training.settings import LossWeights
 
@@ -32,7 +32,7 @@ class Differentiation:
     """What the loss of a batch is made of, and how it is differentiated."""
 
     weights: LossWeights
-    perceptual: PerceptualLoss | None = None
+    perceptual: ImageDistance | None = None
     views_per_rendering: int | None = None
     """Target views of each scene that are rendered at a time; None: all."""
     patch: int = 8

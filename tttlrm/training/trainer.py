@@ -79,7 +79,12 @@ class Trainer:
         self._surface_terms = GraphedSurfaceTerms(self.display.say) if graphs else surface_terms
         weighted = any(settings.loss_of(phase, at).perceptual for phase in settings.phases for at in (0.0, 1.0))
         self.perceptual = (
-            load_perceptual_loss(settings.perceptual_weights, device, self.compute.dtype or torch.float32)
+            load_perceptual_loss(
+                settings.perceptual_features,
+                settings.perceptual_weights,
+                device,
+                self.compute.dtype or torch.float32,
+            )
             if weighted
             else None
         )
