@@ -132,7 +132,9 @@ def test_evaluate_and_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     text = exported.with_suffix(".md").read_text()
     for part in ("# tiny-object", "the command", card["weights_sha256"], "## Results", "## Limits", "16x16"):
         assert part in text
-    assert find_trained(exported).settings == find_trained(run).settings
+    # A card does not say where the run was.
+    assert find_trained(exported).settings == dataclasses.replace(find_trained(run).settings, output=Path(run.name))
+    assert str(run.parent) not in text + exported.with_suffix(".json").read_text()
 
 
 def test_a_card_names_the_runs_before_its_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

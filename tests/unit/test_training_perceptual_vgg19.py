@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training_cases import make_settings
+from tttlrm.checkpoints import digest
 from tttlrm.errors import UserError
 from tttlrm.training import export
 from tttlrm.training.__main__ import compose
@@ -242,9 +243,13 @@ def test_a_run_trains_with_it_and_its_card_does_not_say_where_the_file_is(file: 
     exported = export.export(tmp_path / "run", tmp_path / "out")
     card = json.loads(exported.with_suffix(".json").read_text())
     assert card["settings"]["perceptual_features"] == "vgg19"
-    assert card["command"] == "python -m tttlrm.training perceptual_weights=PATH seed=0"
+    assert card["command"] == "python -m tttlrm.training perceptual_weights=vgg19.pth seed=0"
+    assert card["settings"]["perceptual_weights"] == "vgg19.pth"
+    assert card["perceptual_weights_sha256"] == digest(file)
+    assert f"VGG-19 with weights of sha256 `{digest(file)}`" in exported.with_suffix(".md").read_text()
     for made in (tmp_path / "out").iterdir():
         assert str(file.parent).encode() not in made.read_bytes()
+        assert str(tmp_path).encode() not in made.read_bytes()
 
     moved = file.rename(tmp_path / "moved.pth")
     try:
@@ -253,6 +258,10 @@ def test_a_run_trains_with_it_and_its_card_does_not_say_where_the_file_is(file: 
         moved.rename(file)
     with pytest.raises(UserError, match="vgg19.pth: no such file"):
         trainer(tmp_path / "run", perceptual_weights=str(tmp_path / "vgg19.pth"), **changes)
+    other = tmp_path / "other.pth"
+    torch.save({key: 2 * tensor for key, tensor in torch.load(file, weights_only=True).items()}, other)
+    with pytest.raises(UserError, match="other.pth: are other perceptual weights than those that the run began with"):
+        trainer(tmp_path / "run", perceptual_weights=str(other), **changes)
     with pytest.raises(UserError, match="perceptual_features=vgg19 has no weights"):
         trainer(tmp_path / "run", **changes)
     with pytest.raises(UserError, match="started with perceptual_features=vgg19, not vgg16"):

@@ -28,8 +28,8 @@ FREE = (
     "perceptual_weights",
     "data.compile",
 )
-"""Settings that may change when a run goes on: they do not change what it computes beyond rounding (of weights, the
-place may change)."""
+"""Settings that may change when a run goes on: they do not change what it computes beyond rounding (of the
+perceptual weights, the place may change: see :class:`tttlrm.training.summary.Origin`)."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ from tttlrm.training.trainer import CURVE, VALIDATION
 from tttlrm.training.unfinished import model_so_far
 
 _CURVE_POINTS = 12
+_PATHS = ("output", "initial_weights", "perceptual_weights")
+"""Settings that are paths."""
 _EARLIER = ("command", "commit", "settings", "steps", "seconds", "weights_sha256", "initial_weights_sha256")
 
 
@@ -146,12 +148,19 @@ def _card(trained: TrainedModel, weights: Path, run: Path) -> dict[str, Any]:
 
 
 def _public(summary: dict[str, Any]) -> dict[str, Any]:
-    """Without the path of the perceptual weights, which says where a user has them, and nothing about the run."""
-    settings, command = summary["settings"] | {"perceptual_weights": None}, summary["command"]
-    if command and "perceptual_weights=" in command:
-        words = (re.sub("^([+]*perceptual_weights=).*", r"\1PATH", word, flags=re.S) for word in shlex.split(command))
-        command = shlex.join(words)
+    """With the last part alone of absolute paths: the rest says where a user has files, and nothing about the run."""
+    settings, command = dict(summary["settings"]), summary["command"]
+    for key in _PATHS:
+        if settings.get(key) is not None:
+            settings[key] = _without_folder(settings[key])
+    if command:
+        command = shlex.join(map(_without_folder, shlex.split(command)))
     return summary | {"settings": settings, "command": command}
+
+
+def _without_folder(text: str) -> str:
+    """Of ``/A/B``, ``B``; of ``KEY=/A/B``, ``KEY=B``; else the text."""
+    return re.sub("(?:^|(?<==))/.*/", "", text, flags=re.S)
 
 
 def _earlier_run(path: Path, weights_sha256: str | None) -> dict[str, Any]:
@@ -242,6 +251,8 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
     if card.get("mean_of"):
         of = " and ".join(f"`{part}`" for part in card["mean_of"])
         lines.append(f"- mean of two models' weights, sha256 {of}")
+    if card.get("perceptual_weights_sha256"):
+        lines.append(f"- perceptual loss: VGG-19 with weights of sha256 `{card['perceptual_weights_sha256']}`")
     if card["initial_weights_sha256"]:
         lines.append(f"- fine-tuned from weights of sha256 `{card['initial_weights_sha256']}`")
     history = _history(card)

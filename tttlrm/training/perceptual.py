@@ -1,6 +1,6 @@
 """Perceptual losses: LPIPS on VGG-16 (the default), and the distance of features of VGG-19.
 
-The paper compares features of VGG-19 (section 4), whose weights cannot be fetched everywhere; those of LPIPS can. Where
+The paper compares features of VGG-19, whose weights cannot be fetched everywhere; those of LPIPS can. Where
 the user has VGG-19's, ``perceptual_features=vgg19`` takes them.
 """
 

@@ -283,6 +283,11 @@ class TrainingSettings:
             **{name: getattr(first, name) * (1 - progress) + getattr(last, name) * progress for name in names}
         )
 
+    @property
+    def has_perceptual_term(self) -> bool:
+        """Whether the loss has one at any time."""
+        return any(self.loss_of(phase, at).perceptual for phase in self.phases for at in (0.0, 1.0))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
         return _plain(dataclasses.asdict(self))

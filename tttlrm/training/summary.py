@@ -10,6 +10,7 @@ import torch
 
 from tttlrm.checkpoints import digest
 from tttlrm.environment import describe_environment
+from tttlrm.errors import UserError
 from tttlrm.files import write_json
 from tttlrm.training.progress import Position
 from tttlrm.training.settings import TrainingSettings
@@ -27,19 +28,32 @@ class Origin:
         command: what was typed for the run's last sitting; None: not known (so of the others).
         commit: of that sitting's code, as :func:`git_commit`.
         initial_weights_sha256: of the weights that the run began with; None as well where it began with none.
+        perceptual_weights_sha256: of the file of VGG-19; None as well where the loss is without. (LPIPS' are known.)
     """
 
     command: str | None = None
     commit: str | None = None
     initial_weights_sha256: str | None = None
+    perceptual_weights_sha256: str | None = None
 
     @classmethod
     def of(cls, settings: TrainingSettings, command: str | None, before: Origin | None) -> Origin:
-        """Of a sitting that starts now; ``before``: what the run's sittings so far have saved, if there were any."""
+        """Of a sitting that starts now; ``before``: what the run's sittings so far have saved, if there were any.
+
+        Raises:
+            UserError: those had other perceptual weights.
+        """
         began = None if before is None else before.initial_weights_sha256
         if began is None and settings.initial_weights is not None:
             began = digest(settings.initial_weights)
-        return cls(command, git_commit(), began)
+        perceptual = _perceptual_digest(settings)
+        earlier = None if before is None else before.perceptual_weights_sha256
+        if earlier is not None and perceptual != earlier:
+            raise UserError(
+                f"{settings.perceptual_weights}: are other perceptual weights than those that the run began with "
+                f"(sha256 {perceptual}, not {earlier})"
+            )
+        return cls(command, git_commit(), began, perceptual)
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,13 @@ def write_summary(run: RunSummary, folder: Path) -> None:
         ],
     }
     write_json(folder / SUMMARY, values)
+
+
+def _perceptual_digest(settings: TrainingSettings) -> str | None:
+    file = settings.perceptual_weights
+    if file is None or settings.perceptual_features == "vgg16" or not settings.has_perceptual_term:
+        return None
+    return digest(file)
 
 
 def git_commit() -> str | None:

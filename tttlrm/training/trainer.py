@@ -64,10 +64,20 @@ class Trainer:
         )
         saved = read_checkpoint(settings.output)
         self.position = Position() if saved is None else restore(saved, settings, self.optimizer)
+        self.compute = settings.compute.to_compute()
+        self.perceptual = (
+            load_perceptual_loss(
+                settings.perceptual_features,
+                settings.perceptual_weights,
+                device,
+                self.compute.dtype or torch.float32,
+            )
+            if settings.has_perceptual_term
+            else None
+        )
         self.origin = Origin.of(settings, command, None if saved is None else saved.origin)
         self.plan = Plan(settings.phases, settings.budget)
         self.data = TrainingData(settings.data, settings.seed, device)
-        self.compute = settings.compute.to_compute()
         self.network = TrainingNetwork(
             self.model,
             settings.schedule,
@@ -77,17 +87,6 @@ class Trainer:
             graphs and processes.sp_size == 1,
         )
         self._surface_terms = GraphedSurfaceTerms(self.display.say) if graphs else surface_terms
-        weighted = any(settings.loss_of(phase, at).perceptual for phase in settings.phases for at in (0.0, 1.0))
-        self.perceptual = (
-            load_perceptual_loss(
-                settings.perceptual_features,
-                settings.perceptual_weights,
-                device,
-                self.compute.dtype or torch.float32,
-            )
-            if weighted
-            else None
-        )
         self.meter = Meter(device)
         self._validator = Validator(settings.data, settings.report, device)
         self._averaged = build_model(settings, device, trained=False).requires_grad_(False).eval()
