@@ -66,8 +66,8 @@ BUNDLED = {
             "full",
             "42ec327c92aca5d5a15fc9083d8d19d627e10ef1992121143447f1966d036099",
         ),
-        BundledModel("tiny-room", "room", "full", "f2b976009ac2106546f80b091eea7f8ccc9ed7a2a6141cbde616e83ee857a8bd"),
-        BundledModel("tiny-room-ar", "room", "ar", "f8bcb00fb3dc6334a45af1bc263d0b166fa6644ccb3f7aacf6dd34d36a844abf"),
+        BundledModel("tiny-room", "room", "full", "ae48490763f72851f49bd067c69bb37b6e80c768ef1580693ed421a44860a196"),
+        BundledModel("tiny-room-ar", "room", "ar", "eba7a1b9f4510b674013e71a4903665a78812c43a0225381fe021ada6cf664f6"),
     )
 }
 

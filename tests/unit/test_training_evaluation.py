@@ -236,6 +236,14 @@ def test_the_mean_of_two_models(run: Path, tmp_path: Path, capsys: pytest.Captur
     text = (tmp_path / "mean" / "tiny-object.md").read_text()
     assert f"- mean of two models' weights, sha256 `{digest(one)}` and `{digest(two)}`" in text
 
+    later = one.with_suffix(".json")
+    later.write_text(json.dumps(card | {"initial_weights_sha256": made["weights_sha256"]}))
+    before = ["--before", str(tmp_path / "mean" / "tiny-object.json")]
+    assert export.main([str(one), "-o", str(tmp_path / "later"), *before]) == 0
+    text = (tmp_path / "later" / "tiny-object.md").read_text()
+    parts = f"`{digest(one)}` and `{digest(two)}`"
+    assert f"to weights of sha256 `{made['weights_sha256']}`, mean of two models' weights, sha256 {parts}\n" in text
+
     wide = tmp_path / "wide" / "tiny-object.safetensors"
     wide.parent.mkdir()
     save_model(TTTLRM(dataclasses.replace(other.config, mlp_expansion=2)), wide)

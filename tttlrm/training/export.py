@@ -176,7 +176,7 @@ def _earlier_run(path: Path, weights_sha256: str | None) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable model card ({error})") from error
     if weights_sha256 not in (earlier["weights_sha256"], card.get("run_weights_sha256")):
         raise UserError(f"{path}: is of other weights than those that the run began with (sha256 differs)")
-    return earlier | {key: card[key] for key in ("changes_became", "before") if key in card}
+    return earlier | {key: card[key] for key in ("changes_became", "before", "mean_of") if key in card}
 
 
 def _history(card: dict[str, Any]) -> list[dict[str, Any]]:
@@ -197,6 +197,12 @@ def _part_of_schedule(run: dict[str, Any]) -> str:
     """For a run of the history; cards of before these were kept have no settings of theirs."""
     done = _share_of_schedule(run) if "settings" in run else 1
     return f" ({done:.0%} of its schedule)" if done < 1 else ""
+
+
+def _mean(run: dict[str, Any]) -> str:
+    """What else went into a run's weights, if anything."""
+    of = " and ".join(f"`{part}`" for part in run.get("mean_of") or [])
+    return f", mean of two models' weights, sha256 {of}" if of else ""
 
 
 def _command(run: dict[str, Any]) -> str:
@@ -249,8 +255,7 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
     if done < 1:
         lines.append(f"- stopped at {done:.0%} of its schedule: the weights are the running mean at that step")
     if card.get("mean_of"):
-        of = " and ".join(f"`{part}`" for part in card["mean_of"])
-        lines.append(f"- mean of two models' weights, sha256 {of}")
+        lines.append(f"- {_mean(card).removeprefix(', ')}")
     if card.get("perceptual_weights_sha256"):
         lines.append(f"- perceptual loss: VGG-19 with weights of sha256 `{card['perceptual_weights_sha256']}`")
     if card["initial_weights_sha256"]:
@@ -258,7 +263,7 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
     history = _history(card)
     lines += [
         f"- before: {_command(run)} at commit {_commit(run)}: {run['steps']:,} steps in {run['seconds']:.0f} s"
-        f"{_part_of_schedule(run)}, to weights of sha256 `{run['weights_sha256']}`"
+        f"{_part_of_schedule(run)}, to weights of sha256 `{run['weights_sha256']}`{_mean(run)}"
         for run in history[:-1]
     ]
     if len(history) > 1:
