@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,53 @@ def test_a_run_that_has_not_ended_is_exported_as_it_stands(tmp_path: Path, capsy
     assert export.main([str(tmp_path / "out"), "-o", str(tmp_path / "none"), "--unfinished"]) == 2
     assert "has no checkpoint.pt of a training run" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("output=/home/me/runs/x", "output=x"),
+        ("output=/home/me/runs/x/", "output=x"),
+        ("output=/runs", "output=runs"),
+        ("\"output='/home/me/r (1)/x'\"", "\"output='x'\""),
+        ("+perceptual_weights=/home/me/vgg19.pth", "+perceptual_weights=vgg19.pth"),
+        ("initial_weights=../me/w.safetensors", "initial_weights=w.safetensors"),
+        ("initial_weights=~/w.safetensors", "initial_weights=w.safetensors"),
+        ("--config-dir /home/me/conf", "--config-dir conf"),
+        ("output=runs/x 'phases=[{size: [8,8], views: [2]}]'", "output=runs/x 'phases=[{size: [8,8], views: [2]}]'"),
+    ],
+)
+def test_cards_have_no_folders_of_a_users(run: Path, tmp_path: Path, typed: str, kept: str) -> None:
+    """Nor has what a later card says of an earlier one, whatever version that is of."""
+    assert export.main([str(run), "-o", str(tmp_path / "first")]) == 0
+    first, later = (tmp_path / name / "tiny-object.safetensors" for name in ("first", "later"))
+    card = json.loads(first.with_suffix(".json").read_text())
+    card |= {"command": f"python -m tttlrm.training {typed}"}
+    card["settings"] |= {"output": "/home/me/runs/x", "initial_weights": "/home/me/w.safetensors"}
+    oldest = {key: card[key] for key in ("command", "commit", "steps", "seconds", "weights_sha256")}
+    first.with_suffix(".json").write_text(json.dumps(card | {"before": oldest, "perceptual_weights_sha256": "0ff"}))
+    later.parent.mkdir()
+    shutil.copy(first, later)
+    later.with_suffix(".json").write_text(json.dumps(card | {"initial_weights_sha256": card["weights_sha256"]}))
+
+    options = ["-o", str(tmp_path / "out"), "--before", str(first.with_suffix(".json"))]
+    assert export.main([str(later), *options]) == 0
+    made = json.loads((tmp_path / "out" / "tiny-object.json").read_text())
+    history = [made, made["before"], made["before"]["before"]]
+    commands = [shlex.split(entry["command"]) for entry in history]
+    assert commands == [shlex.split(f"python -m tttlrm.training {kept}")] * 3
+    for entry in history[:2]:
+        assert (entry["settings"]["output"], entry["settings"]["initial_weights"]) == ("x", "w.safetensors")
+    text = (tmp_path / "out" / "tiny-object.md").read_text()
+    assert "perceptual loss of VGG-19 with weights of sha256 `0ff`" in text and "/me" not in text + json.dumps(made)
+
+
+def test_a_command_that_is_no_shells_is_an_error(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.main([str(run), "-o", str(tmp_path / "first")]) == 0
+    path = tmp_path / "first" / "tiny-object.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"command": "the author's"}))
+    assert export.main([str(path.with_suffix(".safetensors")), "-o", str(tmp_path / "out")]) == 2
+    assert "the run's command is not a shell's (No closing quotation): the author's" in capsys.readouterr().err
 
 
 def test_the_mean_of_two_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

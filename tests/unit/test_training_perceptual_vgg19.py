@@ -1,4 +1,4 @@
-"""The perceptual loss on VGG-19, with random weights in torchvision's layout: the true ones could not be had here."""
+"""The perceptual loss on VGG-19, with random weights in torchvision's layout: the true ones were not tried."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_every_kind_of_file_gives_the_same(state: dict[str, Tensor], tmp_path: P
 
 
 def test_vgg19_without_a_file_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(UserError, match="torchvision's vgg19 weights, as a .pth or .safetensors file") as error:
+    with pytest.raises(UserError, match="torchvision's vgg19 weights, as a .pth, .pt or .safetensors file") as error:
         load_perceptual_loss("vgg19", None, CPU, torch.float32)
     assert "perceptual_features=vgg16" in str(error.value) and "set to 0" in str(error.value)
 
@@ -181,6 +181,12 @@ def test_what_is_no_file_of_tensors_is_named(
         read_vgg19(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert capsys.readouterr().out == ""
+
+
+def test_a_file_is_not_taken_for_the_folder_of_lpips(tmp_path: Path) -> None:
+    (tmp_path / "vgg19.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="vgg19.pth: is a file; .* a file of VGG-19's is for perceptual_features=vgg19"):
+        load_perceptual_loss("vgg16", tmp_path / "vgg19.pth", CPU, torch.float32)
 
 
 def test_a_folder_is_named(tmp_path: Path) -> None:
@@ -246,7 +252,10 @@ def test_a_run_trains_with_it_and_its_card_does_not_say_where_the_file_is(file: 
     assert card["command"] == "python -m tttlrm.training perceptual_weights=vgg19.pth seed=0"
     assert card["settings"]["perceptual_weights"] == "vgg19.pth"
     assert card["perceptual_weights_sha256"] == digest(file)
-    assert f"VGG-19 with weights of sha256 `{digest(file)}`" in exported.with_suffix(".md").read_text()
+    assert (
+        f"- perceptual loss of VGG-19 with weights of sha256 `{digest(file)}`"
+        in exported.with_suffix(".md").read_text()
+    )
     for made in (tmp_path / "out").iterdir():
         assert str(file.parent).encode() not in made.read_bytes()
         assert str(tmp_path).encode() not in made.read_bytes()

@@ -35,7 +35,10 @@ from tttlrm.training.unfinished import model_so_far
 _CURVE_POINTS = 12
 _PATHS = ("output", "initial_weights", "perceptual_weights")
 """Settings that are paths."""
+_WORD = re.compile(r"""^((?:[^='"]*=)?)(['"]?)(.*?)\2$""", re.DOTALL)
+"""Of a command: a key, if there is one, and a value, which may be in quotes of Hydra's."""
 _EARLIER = ("command", "commit", "settings", "steps", "seconds", "weights_sha256", "initial_weights_sha256")
+_EARLIER_IF_ANY = ("changes_became", "before", "mean_of", "perceptual_weights_sha256")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,20 +150,35 @@ def _card(trained: TrainedModel, weights: Path, run: Path) -> dict[str, Any]:
     }
 
 
-def _public(summary: dict[str, Any]) -> dict[str, Any]:
-    """With the last part alone of absolute paths: the rest says where a user has files, and nothing about the run."""
-    settings, command = dict(summary["settings"]), summary["command"]
-    for key in _PATHS:
-        if settings.get(key) is not None:
-            settings[key] = _without_folder(settings[key])
-    if command:
-        command = shlex.join(map(_without_folder, shlex.split(command)))
-    return summary | {"settings": settings, "command": command}
+def _public(run: dict[str, Any]) -> dict[str, Any]:
+    """A run, and those before it, without the folders that a user's files are in: they say nothing about the run."""
+    settings, command, before = (run.get(key) for key in ("settings", "command", "before"))
+    return run | {
+        **({"settings": _public_settings(settings)} if settings else {}),
+        **({"command": _public_command(command)} if command else {}),
+        **({"before": _public(before)} if before else {}),
+    }
 
 
-def _without_folder(text: str) -> str:
-    """Of ``/A/B``, ``B``; of ``KEY=/A/B``, ``KEY=B``; else the text."""
-    return re.sub("(?:^|(?<==))/.*/", "", text, flags=re.S)
+def _public_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {key: _public_path(settings[key]) for key in _PATHS if settings.get(key)}
+
+
+def _public_command(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(f"the run's command is not a shell's ({error}): {command}") from None
+    return shlex.join(
+        _WORD.sub(lambda found: found[1] + found[2] + _public_path(found[3]) + found[2], w) for w in words
+    )
+
+
+def _public_path(path: str) -> str:
+    """The last part alone of a path that leads out of the working directory."""
+    parts = Path(path).parts
+    outside = parts[:1] == ("/",) or ".." in parts or path.startswith("~")
+    return parts[-1] if outside else path
 
 
 def _earlier_run(path: Path, weights_sha256: str | None) -> dict[str, Any]:
@@ -176,7 +194,7 @@ def _earlier_run(path: Path, weights_sha256: str | None) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable model card ({error})") from error
     if weights_sha256 not in (earlier["weights_sha256"], card.get("run_weights_sha256")):
         raise UserError(f"{path}: is of other weights than those that the run began with (sha256 differs)")
-    return earlier | {key: card[key] for key in ("changes_became", "before", "mean_of") if key in card}
+    return _public(earlier | {key: card[key] for key in _EARLIER_IF_ANY if card.get(key)})
 
 
 def _history(card: dict[str, Any]) -> list[dict[str, Any]]:
@@ -199,10 +217,16 @@ def _part_of_schedule(run: dict[str, Any]) -> str:
     return f" ({done:.0%} of its schedule)" if done < 1 else ""
 
 
-def _mean(run: dict[str, Any]) -> str:
+def _mean(run: dict[str, Any]) -> list[str]:
     """What else went into a run's weights, if anything."""
     of = " and ".join(f"`{part}`" for part in run.get("mean_of") or [])
-    return f", mean of two models' weights, sha256 {of}" if of else ""
+    return [f"mean of two models' weights, sha256 {of}"] if of else []
+
+
+def _perceptual(run: dict[str, Any]) -> list[str]:
+    """The weights of the perceptual loss, if they are not LPIPS'."""
+    weights = run.get("perceptual_weights_sha256")
+    return [f"perceptual loss of VGG-19 with weights of sha256 `{weights}`"] if weights else []
 
 
 def _command(run: dict[str, Any]) -> str:
@@ -254,16 +278,14 @@ def card_markdown(card: dict[str, Any], records: Sequence[dict[str, Any]]) -> st
     done = _share_of_schedule(card)
     if done < 1:
         lines.append(f"- stopped at {done:.0%} of its schedule: the weights are the running mean at that step")
-    if card.get("mean_of"):
-        lines.append(f"- {_mean(card).removeprefix(', ')}")
-    if card.get("perceptual_weights_sha256"):
-        lines.append(f"- perceptual loss: VGG-19 with weights of sha256 `{card['perceptual_weights_sha256']}`")
+    lines += [f"- {line}" for line in (*_mean(card), *_perceptual(card))]
     if card["initial_weights_sha256"]:
         lines.append(f"- fine-tuned from weights of sha256 `{card['initial_weights_sha256']}`")
     history = _history(card)
     lines += [
         f"- before: {_command(run)} at commit {_commit(run)}: {run['steps']:,} steps in {run['seconds']:.0f} s"
-        f"{_part_of_schedule(run)}, to weights of sha256 `{run['weights_sha256']}`{_mean(run)}"
+        f"{_part_of_schedule(run)}, to weights of sha256 "
+        + ", ".join([f"`{run['weights_sha256']}`", *_mean(run), *_perceptual(run)])
         for run in history[:-1]
     ]
     if len(history) > 1:
@@ -301,8 +323,8 @@ def _limits(card: dict[str, Any]) -> list[str]:
     views = sorted({count for phase in settings["phases"] for count in phase["views"]})
     model = settings["model"]
     return [
-        f"It has seen images of {', '.join(sizes)} pixels and {', '.join(map(str, views))} input views only; "
-        "other sizes and numbers work, and are worse.",
+        f"{'In its last run it saw' if card.get('before') else 'It has seen'} images of {', '.join(sizes)} pixels and "
+        f"{', '.join(map(str, views))} input views only; other sizes and numbers work, and are worse.",
         "It has seen procedural scenes only. On photographs expect blur and wrong geometry, the more they differ.",
         f"Surfaces nearer than {model['near']:g} or farther than {model['far']:g} (in the units of the poses) "
         "cannot be placed.",

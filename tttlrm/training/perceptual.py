@@ -135,6 +135,11 @@ def load_perceptual_loss(
 
 
 def _lpips_weights(folder: Path | None) -> dict[str, Tensor]:
+    if folder is not None and folder.is_file():
+        raise UserError(
+            f"{folder}: is a file; perceptual_features=vgg16 wants the folder of LPIPS' weights, "
+            "and a file of VGG-19's is for perceptual_features=vgg19"
+        )
     try:
         return lpips_weights.load_weights(folder or lpips_weights.default_cache_dir(), offline=False)
     except DownloadError as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tttlrm.checkpoints import unpickle
 from tttlrm.errors import UserError, first_line
 
-WANTED = "torchvision's vgg19 weights, as a .pth or .safetensors file"
+WANTED = "torchvision's vgg19 weights, as a .pth, .pt or .safetensors file"
 _NEEDED = f"perceptual_features=vgg19 needs {WANTED}"
 _VGG19_KEYS = tuple(f"features.{index}" for index in (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34))
 """Of the convolutions, as torchvision numbers the layers; ReLU and pooling have the other numbers."""
@@ -82,9 +82,13 @@ def read_vgg19(path: Path) -> list[Convolution]:
     Raises:
         UserError: not such a file, or a tensor is missing, of another shape or type, or not finite.
     """
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # in a folder that may not be searched
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if is_folder:
         raise UserError(f"{path}: is a folder; {_NEEDED}")
-    if not path.is_file():
+    if not is_file:
         raise UserError(f"{path}: no such file; {_NEEDED}")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     return [
