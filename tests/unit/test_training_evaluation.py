@@ -203,12 +203,8 @@ def test_a_run_that_has_not_ended_is_exported_as_it_stands(tmp_path: Path, capsy
         assert torch.equal(parameter, kept[name].bfloat16().float()), name
     text = exported.with_suffix(".md").read_text()
     assert "- command: `the command`" in text and "stopped at 67% of its schedule" in text
-    assert [row["step"] for row in json.loads(exported.with_suffix(".json").read_text())["curve"]] == [
-        "1",
-        "2",
-        "3",
-        "4",
-    ]
+    curve_of_card = json.loads(exported.with_suffix(".json").read_text())["curve"]
+    assert [row["step"] for row in curve_of_card] == ["1", "2", "3", "4"]
 
     assert export.main([str(tmp_path / "out"), "-o", str(tmp_path / "none"), "--unfinished"]) == 2
     assert "has no checkpoint.pt of a training run" in capsys.readouterr().err
@@ -260,6 +256,15 @@ def test_a_command_that_is_no_shells_is_an_error(run: Path, tmp_path: Path, caps
     path.write_text(json.dumps(json.loads(path.read_text()) | {"command": "the author's"}))
     assert export.main([str(path.with_suffix(".safetensors")), "-o", str(tmp_path / "out")]) == 2
     assert "the run's command is not a shell's (No closing quotation): the author's" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_records_of_the_weights_nothing_is_exported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([str(run), "-o", str(tmp_path / "out"), "--records", str(tmp_path)]) == 2
+    assert "has no evaluation records of tiny-object with these weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_mean_of_two_models(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

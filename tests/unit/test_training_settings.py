@@ -104,6 +104,17 @@ def test_the_runs_of_bundled_objects_are_their_stages(model: str, stages: list[s
     assert run is None
 
 
+@pytest.mark.parametrize(("model", "stage"), [("tiny-room", "tiny-room-alternating"), ("tiny-room-ar", "tiny-room-ar")])
+def test_the_last_run_of_bundled_rooms_is_its_stage(model: str, stage: str) -> None:
+    card = json.loads(BUNDLED[model].path.with_suffix(".json").read_text(encoding="utf-8"))
+    composed, trained = compose([f"stage={stage}", "output=out"]), TrainingSettings.from_dict(card["settings"])
+    # The schedule was by time: the stage has the steps that came of it.
+    assert [replace(p, steps=1) for p in trained.phases] == [replace(p, steps=1) for p in composed.phases]
+    assert sum(phase.steps for phase in composed.phases) == pytest.approx(card["steps"], rel=0.01)
+    for part in ("data", "loss", "optimizer", "seed"):
+        assert getattr(trained, part) == getattr(composed, part), part
+
+
 def test_plain_values_and_back() -> None:
     built = compose(["stage=tiny-room", "output=out", "budget.max_seconds=60", "compute.newton_schulz_dtype=float32"])
     assert TrainingSettings.from_dict(built.to_dict()) == built

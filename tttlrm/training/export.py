@@ -74,7 +74,7 @@ def export(
     mean_with: Path | None = None,
     unfinished: bool = False,
 ) -> Path:
-    """Write the model and its card. Returns the path of the weights.
+    """Write the model and its card, or nothing. Returns the path of the weights.
 
     Args:
         run: folder of a complete run, or an exported model.
@@ -92,32 +92,35 @@ def export(
         if size > max_megabytes * 1e6:
             raise UserError(f"{run}: the model takes {size / 1e6:.1f} MB in bf16, more than {max_megabytes:g} MB")
         earlier = None if before is None else _earlier_run(before, trained.summary["initial_weights_sha256"])
-        output.mkdir(parents=True, exist_ok=True)
-        weights = output / f"{trained.name}.safetensors"
+        made = Path(scratch) / "exported.safetensors"
         if mean_with is None:
-            _write_weights(trained.weights, weights, exported=run.is_file())
+            _write_weights(trained.weights, made, exported=run.is_file())
             mean_of = {}
         else:
             parts = (find_trained(mean_with), trained)
-            _write_mean(parts, weights)
+            _write_mean(parts, made)
             mean_of = {"mean_of": [part.summary["weights_sha256"] for part in parts]}
-        card = _card(trained, weights, run) | mean_of
+        card = _card(trained, made, run) | mean_of
         if earlier is not None:
             card["before"] = earlier
         if became is not None:
             card["changes_became"] = became
+        text = card_markdown(card, _records_of(card, records))
+        output.mkdir(parents=True, exist_ok=True)
+        weights = output / f"{trained.name}.safetensors"
+        with atomic_path(weights) as partial:
+            shutil.copyfile(made, partial)
         write_json(weights.with_suffix(".json"), card)
-        write_text(weights.with_suffix(".md"), card_markdown(card, _records_of(card, records)))
+        write_text(weights.with_suffix(".md"), text)
         return weights
 
 
 def _write_weights(source: Path, target: Path, exported: bool) -> None:
     """In bf16. Exported ones stay the same to the byte: the order of a file's metadata is chance."""
-    if not exported:
+    if exported:
+        shutil.copyfile(source, target)
+    else:
         save_model(load_model(source), target, torch.bfloat16)
-    elif source.resolve() != target.resolve():
-        with atomic_path(target) as partial:
-            shutil.copyfile(source, partial)
 
 
 def _write_mean(parts: Sequence[TrainedModel], target: Path) -> None:
